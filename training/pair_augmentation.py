@@ -1,0 +1,278 @@
+"""Augmentation of a whole training pair at once: crop, size, mask, flip and colour.
+
+Source, target and masks go through the same window and the same colour change, so that a pair that differs in the object and its effects
+only does so afterwards. All draws come from one generator made of (seed, epoch, id): an item looks the same in an epoch whatever worker,
+batch or restart it passes through. The steps and ranges are those of ObjectClear's released training code, with its errors left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
+
+import cv2
+import numpy as np
+
+from core.crops import take
+from core.errors import UsageError
+from core.images import Pixels
+from core.record import item_seed
+from training.mask_augmentation import MaskAugmentation, augment_mask
+from training.triplets import TrainingPair
+
+_CROP_TRIES: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairAugmentation:
+    """What is drawn for each item.
+
+    Attributes:
+        size: side of the training picture in pixels.
+        flip: probability of a horizontal flip.
+        brightness, contrast, saturation: each is multiplied by a factor uniform in [1 - x, 1 + x]; 0 leaves it.
+        hue: the hue is turned by a whole number uniform in [-x, x], in 256ths of the circle; 0 leaves it.
+        blank: probability of an item with nothing to remove: empty masks, and the source as its own target.
+        mask: changes of the object mask.
+
+    Raises:
+        UsageError: a value outside its range.
+    """
+
+    size: int = 512
+    flip: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: int = 15
+    blank: float = 0.0
+    mask: MaskAugmentation = field(default_factory=MaskAugmentation)
+
+    def __post_init__(self) -> None:
+        if self.size < 8:
+            raise UsageError(f"size of training pictures is {self.size}; allowed are 8 pixels and more")
+        for name in ("flip", "blank"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; a probability is 0 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed are 0 (no change) to less than 1")
+        if not 0 <= self.hue <= 128:
+            raise UsageError(f"hue is {self.hue}; allowed are 0 (no change) to 128 (any hue)")
+
+
+class Window(NamedTuple):
+    """A square of a photo in its pixels; x and y are negative, or the square ends beyond the photo, only where the photo is smaller."""
+
+    x: int
+    y: int
+    side: int
+
+
+class Rectangle(NamedTuple):
+    """A part of a photo in its pixels, inside it."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+class ColourChange(NamedTuple):
+    """One change for both pictures of a pair: three factors, and a turn of the hue in 256ths of the circle."""
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: int = 0
+
+
+def pair_generator(item_id: str, *, seed: int, epoch: int) -> np.random.Generator:
+    """The generator of an item's augmentation: a function of id, run seed and epoch, never of batch or worker.
+
+    Raises:
+        UsageError: a negative epoch.
+    """
+    if epoch < 0:
+        raise UsageError(f"epoch is {epoch}; epochs count from 0")
+    return np.random.Generator(np.random.PCG64(item_seed(f"augmentation\0{item_id}", seed, epoch)))
+
+
+def augment_pair(
+    pair: TrainingPair, settings: PairAugmentation, *, seed: int, epoch: int, sides: tuple[int, int] | None = None
+) -> TrainingPair:
+    """The pair as it is trained on in that epoch: ``sides`` (width, height), else (size, size); same id, score and verdict.
+
+    The mask is changed at the training size, where its kernels are defined, and after the crop, so that a shape drawn around the object
+    covers what the network sees of it. The effect mask is never grown: it says where source and target differ.
+
+    Raises:
+        UsageError: a negative epoch, or a pair with an empty mask.
+    """
+    rng = pair_generator(pair.id, seed=seed, epoch=epoch)
+    width, height = sides or (settings.size, settings.size)
+    window = draw_window(pair.mask, width, rng) if width == height else draw_rectangle(pair.mask, width, height, rng)
+    size = (width, height)
+    blank = bool(rng.random() < settings.blank)
+    flip = bool(rng.random() < settings.flip)
+    colour = draw_colour(settings, rng)
+    source = picture_view(pair.source, window, size)
+    target = source if blank else picture_view(pair.target, window, size)
+    mask = mask_view(pair.mask, window, size)
+    effect_mask = None if pair.effect_mask is None else mask_view(pair.effect_mask, window, size)
+    if blank:  # the effects go with the object: a loss on them would ask for an object that is not named
+        mask = np.zeros_like(mask)
+        effect_mask = None if effect_mask is None else np.zeros_like(effect_mask)
+    else:
+        mask = augment_mask(mask, rng, settings.mask)
+    source, target = change_colours(source, target, colour)
+    if flip:
+        source, target, mask = (np.ascontiguousarray(array[:, ::-1]) for array in (source, target, mask))
+        effect_mask = None if effect_mask is None else np.ascontiguousarray(effect_mask[:, ::-1])
+    return replace(pair, source=source, target=target, mask=mask, effect_mask=effect_mask)
+
+
+def centroid(mask: Pixels) -> tuple[int, int]:
+    """x and y of the pixel that holds the mean of all set pixels of (H, W) uint8.
+
+    Raises:
+        UsageError: an empty mask.
+    """
+    moments = cv2.moments(mask, binaryImage=True)
+    if not moments["m00"]:
+        raise UsageError("a training pair's mask is empty; it must have at least one pixel of 255")
+    return int(moments["m10"] / moments["m00"]), int(moments["m01"] / moments["m00"])
+
+
+def draw_window(mask: Pixels, size: int, rng: np.random.Generator) -> Window:
+    """A random square that contains the mask's centroid, its side uniform from ``size`` to the photo's shorter side.
+
+    It lies inside the photo, whether that is upright or broad. A photo with a side below ``size`` is seen through a square of ``size``, at
+    most of its longer side, and is mirrored beyond its edges (``core.crops.take``). A square in which nothing or everything is masked is
+    drawn again: where the centroid lies in a gap, around the set pixel next to it, where the object is larger than the square, up to the
+    whole photo.
+
+    Args:
+        mask: (H, W) uint8, 255 = remove, at least one pixel set.
+        size: side of the training picture in pixels, the smallest square, so that nothing is enlarged that need not be.
+        rng: the item's own.
+
+    Raises:
+        UsageError: an empty mask.
+    """
+    height, width = mask.shape
+    least = min(size, max(height, width))
+    most = max(least, min(height, width))
+    whole = max(height, width)
+    anchor = centroid(mask)
+    for _ in range(_CROP_TRIES):
+        side = int(rng.integers(least, most + 1))
+        window = Window(_start(anchor[0], side, width, rng), _start(anchor[1], side, height, rng), side)
+        seen = take(mask, *window)
+        if seen.any() and not seen.all():
+            return window
+        if seen.any():
+            least = most  # only a larger square can show what is around the object
+        else:
+            anchor = _nearest_set(mask, anchor)
+    # full each time; the square of the longer side holds the whole photo, and so what is not masked
+    return Window(_start(anchor[0], whole, width, rng), _start(anchor[1], whole, height, rng), whole)
+
+
+def _start(point: int, side: int, extent: int, rng: np.random.Generator) -> int:
+    """Where a window that contains ``point`` starts along an axis of ``extent`` pixels; centred where it is the longer one."""
+    if side > extent:
+        return (extent - side) // 2
+    return int(rng.integers(max(0, point - side + 1), min(point, extent - side) + 1))
+
+
+def _nearest_set(mask: Pixels, point: tuple[int, int]) -> tuple[int, int]:
+    rows, columns = np.nonzero(mask)
+    at = int(np.argmin((columns - point[0]) ** 2 + (rows - point[1]) ** 2))
+    return int(columns[at]), int(rows[at])
+
+
+def draw_rectangle(mask: Pixels, width: int, height: int, rng: np.random.Generator) -> Rectangle:
+    """A random part of the photo with the sides' proportion that contains the mask's centroid; for aspect buckets.
+
+    Its width is uniform from ``width`` (or what the photo allows) to the largest that fits. Where nothing or everything is masked in it, it
+    is drawn again around a set pixel, and larger.
+
+    Raises:
+        UsageError: an empty mask.
+    """
+    rows, columns = mask.shape
+    most = min(columns / width, rows / height)
+    least = min(1.0, most)
+    anchor = centroid(mask)
+    for _ in range(_CROP_TRIES):
+        scale = rng.uniform(least, most)
+        across, down = max(1, min(columns, round(width * scale))), max(1, min(rows, round(height * scale)))
+        part = Rectangle(_start(anchor[0], across, columns, rng), _start(anchor[1], down, rows, rng), across, down)
+        seen = _seen(mask, part)
+        if seen.any() and not seen.all():
+            return part
+        if seen.any():
+            least = most
+        else:
+            anchor = _nearest_set(mask, anchor)
+    return part
+
+
+def _seen(pixels: Pixels, window: Window | Rectangle) -> Pixels:
+    if isinstance(window, Window):
+        return take(pixels, *window)
+    return pixels[window.y : window.y + window.height, window.x : window.x + window.width]
+
+
+def picture_view(pixels: Pixels, window: Window | Rectangle, sides: tuple[int, int]) -> Pixels:
+    """(H, W, 3) uint8 through a window, made ``sides`` (width, height) large: averaged over areas when smaller, cubic when enlarged."""
+    view = _seen(pixels, window)
+    if view.shape[1::-1] != sides:
+        view = np.asarray(cv2.resize(view, sides, interpolation=cv2.INTER_AREA if view.shape[1] > sides[0] else cv2.INTER_CUBIC), np.uint8)
+    return np.ascontiguousarray(view)
+
+
+def mask_view(mask: Pixels, window: Window | Rectangle, sides: tuple[int, int]) -> Pixels:
+    """(H, W) uint8 of 0 and 255 through a window, made ``sides`` (width, height) large, again of 0 and 255.
+
+    A cell is set as soon as any pixel of it is, for object masks and effect masks alike: no rim of the object stays visible beside the mask
+    (``core.crops.make_crop`` does the same at inference), and what lies outside the effect mask is averaged from pixels outside it only, so
+    that source and target stay equal there. Nearest neighbour promises neither.
+    """
+    view = _seen(mask, window)
+    if view.shape[1::-1] != sides:
+        # in floating point, since the share of a cell that one pixel takes may round to nothing in 8 bits
+        view = np.where(cv2.resize(view.astype(np.float32), sides, interpolation=cv2.INTER_AREA) > 0, 255, 0)
+    return np.ascontiguousarray(view, dtype=np.uint8)
+
+
+def draw_colour(settings: PairAugmentation, rng: np.random.Generator) -> ColourChange:
+    """A colour change within the settings' ranges."""
+    reach = np.array([settings.brightness, settings.contrast, settings.saturation])
+    brightness, contrast, saturation = (1 + rng.uniform(-1, 1, 3) * reach).tolist()
+    return ColourChange(brightness, contrast, saturation, int(rng.integers(-settings.hue, settings.hue + 1)))
+
+
+def change_colours(source: Pixels, target: Pixels, change: ColourChange) -> tuple[Pixels, Pixels]:
+    """Both pictures (H, W, 3) uint8 RGB with the same function of each pixel: where they were equal, they still are, bit for bit.
+
+    Contrast pivots on one grey for both, the mean luminance of the source. (Each picture's own mean, as in the reference code, shifts the
+    background of one against that of the other.) Values are rounded to nearest once, at the end.
+    """
+    if change == ColourChange():
+        return source, target
+    pivot = float(cv2.cvtColor(source, cv2.COLOR_RGB2GRAY).mean()) / 255 * change.brightness
+    return _changed(source, change, pivot), _changed(target, change, pivot)
+
+
+def _changed(pixels: Pixels, change: ColourChange, pivot: float) -> Pixels:
+    values = pixels.astype(np.float32) * np.float32(change.brightness / 255)
+    values = values * np.float32(change.contrast) + np.float32(pivot * (1 - change.contrast))
+    grey = cv2.cvtColor(values, cv2.COLOR_RGB2GRAY)[..., None]
+    values = np.clip(values * np.float32(change.saturation) + grey * np.float32(1 - change.saturation), 0, 1)
+    if change.hue:
+        hsv = cv2.cvtColor(values, cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = np.mod(hsv[..., 0] + np.float32(change.hue * 360 / 256), np.float32(360))
+        values = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.float32, copy=False)
+    return np.rint(np.clip(values, 0, 1) * np.float32(255)).astype(np.uint8)

@@ -1,0 +1,394 @@
+"""The remover's objective: to predict the noise in latents of the picture without the object (RORem, section 3; ObjectClear, section 4).
+
+The target's latents are noised at a uniform timestep; the network sees them with the mask and the latents of the masked (RORem) or full
+(ObjectClear) source, built by the very functions of inference. The loss is the mean squared error over the whole latent. ObjectClear adds
+0.01 of the attention-mask loss, and trains the fuse module of its object token beside the UNet.
+
+Unlike the references: latents are posterior means; masks at latent size are binary, as in inference; the autoencoder stays in its own
+number format (float32) under autocast; and with condition dropout there is a trained null branch for guidance to lead away from.
+
+Legend for shape suffixes: B batch, L latent channels, H W picture sides in pixels, h w latent sides, T D tokens and width of the prompt,
+P pooled width.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from core.checkpoints import TEXT_PARTS
+from core.conditioning import Conditioning, ConditioningKind, LatentMaskRule, build_conditioning, encode_latents, image_batch, mask_batch
+from core.errors import UsageError
+from core.latent_encoding import moment_conditioning, moment_latents
+from core.lora import FILE_NAME as LORA_FILE
+from core.model_card import FILE_NAME as CARD_FILE
+from core.model_card import OBJECTCLEAR as OBJECTCLEAR_CARD
+from core.model_card import ModelCard, ObjectTokenKind, read_card
+from core.model_files import INDEX_FILE, PROMPT_FILE, find_model
+from core.object_token import TOKEN_INDEX, FuseModule, ObjectToken
+from core.prompts import PromptEmbeddings, load_prompt, save_prompt
+from core.sampler import PromptBatch, item_generators, normal_noise
+from training.attention_loss import TrainingCapture, attention_loss
+from training.objective import (
+    Batch,
+    LoraSettings,
+    LossResult,
+    Networks,
+    add_lora,
+    call_unet,
+    fill_trained,
+    lora_tensors,
+    merged_unet,
+    prediction_type,
+    published,
+    uniform_draws,
+    whole_draws,
+)
+
+NOISE, TIMESTEP, DROPOUT = 0, 1, 2
+"""Streams of an item's seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoverParts:
+    """What a model is made of, as training takes it.
+
+    Attributes:
+        unet: ``UNet2DConditionModel``; the objective trains this very network.
+        vae: ``AutoencoderKL``, frozen; float32 (SDXL's overflows in half precision).
+        scheduler: the checkpoint's; its schedule and prediction type are trained for.
+        prompt: of every item.
+        card: how the model is used; ``save`` writes it with what training changes in it.
+        null_prompt: what the prompt is replaced by where the condition is dropped.
+        object_token: frozen image encoder and fuse module.
+        texts: folder with text encoders and tokenizers, which ``save`` copies; None where there are none.
+        model: name of the model that this is.
+    """
+
+    unet: Any
+    vae: Any
+    scheduler: Any
+    prompt: PromptEmbeddings
+    card: ModelCard = field(default_factory=ModelCard)
+    null_prompt: PromptEmbeddings | None = None
+    object_token: ObjectToken | None = None
+    texts: Path | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoverSettings:
+    """What the remover is trained for; the defaults are RORem's.
+
+    Raises:
+        UsageError: a value is out of its range, or asks for a part that another value leaves out.
+    """
+
+    conditioning: ConditioningKind = "masked"
+    """Which source the network is conditioned on."""
+    latent_mask: LatentMaskRule = "nearest"
+    """How the mask is brought to latent size."""
+    object_token: ObjectTokenKind = "none"
+    """Whether token 5 of the prompt is the object's image embedding; its fuse module is trained, too."""
+    attention_weight: float = 0.0
+    """Weight of the attention-mask loss; 0: none. Needs an object token, and effect masks in the data."""
+    attention_background_weight: float = 1.0
+    """Weight of the background's mean within it."""
+    attention_layers: tuple[str, ...] = ()
+    """Cross-attention layers that it is about; none: all."""
+    condition_dropout: float = 0.0
+    """Probability, 0 to below 1, that an item's prompt (tokens, object token and pooled embedding) is replaced by the null prompt. Mask
+    and source stay: guidance leads away from "no prompt", and never from "no picture"."""
+    min_snr_gamma: float | None = None
+    """Min-SNR weighting (Hang et al. 2023, section 3.4): 5 is usual; None: every timestep counts 1."""
+    mask_weight: float = 1.0
+    """Weight of the cells under the mask, of which the others have 1; an item's weights are divided by their mean."""
+    lora: LoraSettings | None = None
+    """A low-rank adapter is trained in place of the whole UNet."""
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("attention_weight", self.attention_weight, "0 or more", self.attention_weight >= 0),
+            ("condition_dropout", self.condition_dropout, "from 0 to below 1", 0 <= self.condition_dropout < 1),
+            ("min_snr_gamma", self.min_snr_gamma, "above 0, or null", self.min_snr_gamma is None or self.min_snr_gamma > 0),
+            ("mask_weight", self.mask_weight, "above 0", self.mask_weight > 0),
+        )
+        wrong = [f"{name} is {value}, which must be {allowed}" for name, value, allowed, right in rules if not right]
+        if self.attention_weight > 0 and self.object_token == "none":
+            wrong.append("the attention loss is about the object token, and object_token is none; set it to frame or box")
+        if wrong:
+            raise UsageError(f"remover: {'; '.join(wrong)}")
+
+
+ROREM: Final = RemoverSettings()
+OBJECTCLEAR: Final = RemoverSettings(conditioning="full", object_token="frame", attention_weight=0.01)
+
+
+def load_parts(
+    model: str, settings: RemoverSettings, device: torch.device | str = "cpu", *, image_encoder: Path | None = None
+) -> RemoverParts:
+    """The parts of a model in float32, all frozen.
+
+    Args:
+        model: as ``core.model_files.find_model`` takes it.
+        image_encoder: folder of a CLIP model, for an object token on a base model that has none; the fuse module is then a new one.
+
+    Raises:
+        UsageError: a part is missing, broken, or does not fit the others.
+    """
+    from core.components import load_network, load_object_token, load_scheduler
+
+    files = find_model(model)
+    with_token = settings.object_token != "none"
+    base = read_card(files.root, OBJECTCLEAR_CARD if files.kind == "objectclear" else None)
+    # a plain model with an object token becomes one of ObjectClear's kind
+    becomes = with_token and files.kind != "objectclear"
+    card = replace(OBJECTCLEAR_CARD, size=base.size, steps=base.steps) if becomes else base
+    prompt = load_prompt(files.prompt, card.prompt, own=card.prompt == base.prompt)
+    null_prompt = load_prompt(files.prompt, card.negative_prompt, own=False) if settings.condition_dropout > 0 else None
+    token, target, crop_box = None, torch.device(device), settings.object_token == "box"
+    if with_token and files.image_encoder is not None and files.fuse_module is not None:
+        token = load_object_token(files.image_encoder, files.fuse_module, target, torch.float32, crop_box=crop_box)
+    elif with_token:
+        if image_encoder is None:
+            raise UsageError(f"object_token is {settings.object_token}, and {model} has no image encoder: give the folder of a CLIP model")
+        with tempfile.TemporaryDirectory() as fresh:
+            save_fuse_module(_new_fuse_module(image_encoder, prompt), Path(fresh))
+            token = load_object_token(image_encoder, Path(fresh), target, torch.float32, crop_box=crop_box)
+    return RemoverParts(
+        unet=load_network(files.unet, "unet", torch.float32).to(target),
+        vae=load_network(files.vae, "vae", torch.float32).to(target),
+        scheduler=load_scheduler(files.scheduler),
+        prompt=prompt.to(target, torch.float32),
+        card=card,
+        null_prompt=None if null_prompt is None else null_prompt.to(target, torch.float32),
+        object_token=token,
+        texts=files.prompt if all((files.prompt / name).is_dir() for name in TEXT_PARTS) else None,
+        model=model,
+    )
+
+
+class RemoverObjective:
+    """Loss and trained parts of a remover.
+
+    Args:
+        parts: the model; its UNet (and fuse module) is trained in place.
+        settings: what it is trained for.
+
+    Raises:
+        UsageError: the model lacks a part that the settings ask for, or predicts something else than noise or velocity.
+    """
+
+    def __init__(self, parts: RemoverParts, settings: RemoverSettings = ROREM) -> None:
+        from diffusers import DDPMScheduler
+
+        if settings.object_token != "none" and parts.object_token is None:
+            raise UsageError(f"object_token is {settings.object_token}, and the model has no image encoder and fuse module")
+        if settings.condition_dropout > 0 and parts.null_prompt is None:
+            raise UsageError("condition_dropout is above 0, and there is no null prompt to put in the prompt's place")
+        self.parts, self.settings = parts, settings
+        self.schedule = DDPMScheduler.from_config(parts.scheduler.config)
+        self.prediction = prediction_type(parts.scheduler)
+        if settings.lora is not None:
+            add_lora(parts.unet, settings.lora)
+        else:
+            parts.unet.requires_grad_(True)
+        parts.vae.requires_grad_(False)
+        self.token = object_token(parts, settings.object_token)
+        if self.token is not None:
+            self.token.encoder.requires_grad_(False)
+            self.token.fuse.requires_grad_(True)
+        # adapters come first: they rename layers
+        self.capture = TrainingCapture(parts.unet, settings.attention_layers, TOKEN_INDEX) if settings.attention_weight > 0 else None
+
+    def networks(self) -> Networks:
+        """UNet and fuse module are trained, autoencoder and image encoder frozen."""
+        trained: dict[str, nn.Module] = {"unet": self.parts.unet}
+        frozen: dict[str, nn.Module] = {"vae": self.parts.vae}
+        if self.token is not None:
+            trained["fuse_module"] = self.token.fuse
+            frozen["image_encoder"] = self.token.encoder
+        return Networks(trained, frozen)
+
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> LossResult:
+        """Mean over the items; parts ``denoising`` and, where it takes part, ``attention``.
+
+        Raises:
+            UsageError: the attention loss is on and the batch has no effect masks; or there are no random numbers.
+        """
+        if self.capture is not None and batch.effect_mask_BHW is None:
+            raise UsageError("the attention loss needs effect_mask_BHW, and the batch has none: add it, or set attention_weight 0")
+        seeds = batch.item_seeds(generator)
+        clean_BLhw, conditioning = encoded_items(self.parts.vae, batch, self.settings.conditioning, self.settings.latent_mask)
+        noise_BLhw = normal_noise(clean_BLhw.shape[1:], item_generators(seeds, NOISE)).to(clean_BLhw.device)
+        timesteps_B = whole_draws(seeds, TIMESTEP, int(self.schedule.config["num_train_timesteps"])).to(clean_BLhw.device)
+        noisy_BLhw = self.schedule.add_noise(clean_BLhw, noise_BLhw, timesteps_B)
+        velocity = self.prediction == "v_prediction"
+        goal_BLhw = self.schedule.get_velocity(clean_BLhw, noise_BLhw, timesteps_B) if velocity else noise_BLhw
+        dropped_B = (uniform_draws(seeds, DROPOUT) < self.settings.condition_dropout).to(clean_BLhw.device)
+        prompt = self._prompt(batch, dropped_B)
+        with self.capture.armed() if self.capture is not None else nullcontext():
+            predicted_BLhw = call_unet(self.parts.unet, noisy_BLhw, timesteps_B, conditioning, prompt)
+        losses_B = self._denoising(predicted_BLhw - goal_BLhw, timesteps_B, conditioning.mask_B1hw.float())
+        total, parts = losses_B.mean(), {"denoising": losses_B.detach().mean()}
+        if self.capture is not None and batch.effect_mask_BHW is not None:
+            named_B = ~dropped_B & (batch.mask_BHW > 127).flatten(1).any(dim=1)
+            if batch.has_effect_B is not None:
+                named_B = named_B & batch.has_effect_B.to(named_B.device)
+            height, width = clean_BLhw.shape[-2:]
+            attention_B = attention_loss(
+                self.capture.maps_with_gradient(),
+                mask_batch(batch.effect_mask_BHW),
+                (height, width),
+                background_weight=self.settings.attention_background_weight,
+                named_B=named_B,
+            )
+            total = total + self.settings.attention_weight * attention_B.mean()
+            parts["attention"] = attention_B.detach().mean()
+        return LossResult(total, parts, len(batch))
+
+    def _prompt(self, batch: Batch, dropped_B: torch.Tensor) -> PromptBatch:
+        prompt = item_prompts(self.parts.prompt, self.token, batch)
+        if self.parts.null_prompt is None:
+            return prompt
+        null = PromptBatch.of(self.parts.null_prompt, len(batch))
+        return PromptBatch(
+            torch.where(dropped_B[:, None, None], null.tokens_BTD, prompt.tokens_BTD),
+            torch.where(dropped_B[:, None], null.pooled_BP, prompt.pooled_BP),
+        )
+
+    def _denoising(self, error_BLhw: torch.Tensor, timesteps_B: torch.Tensor, mask_B1hw: torch.Tensor) -> torch.Tensor:
+        """Weighted mean of the squared error of every item, (B,) float32."""
+        weight_B1hw = 1 + (self.settings.mask_weight - 1) * mask_B1hw
+        weight_B1hw = weight_B1hw / weight_B1hw.mean(dim=(1, 2, 3), keepdim=True)
+        losses_B = (error_BLhw.square() * weight_B1hw).mean(dim=(1, 2, 3))
+        gamma = self.settings.min_snr_gamma
+        if gamma is None:
+            return losses_B
+        signal_B = self.schedule.alphas_cumprod.to(losses_B.device)[timesteps_B].float()
+        ratio_B = signal_B / (1 - signal_B)
+        weight_B = ratio_B.clamp(max=gamma) / (ratio_B + 1) if self.prediction == "v_prediction" else (gamma / ratio_B).clamp(max=1)
+        return losses_B * weight_B
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """Trained tensors by ``unet.<name>`` and ``fuse_module.<name>``."""
+        return {name: parameter.detach() for name, parameter in self.networks().trained_parameters().items()}
+
+    def load_trained_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Puts back what ``trained_state`` gave.
+
+        Raises:
+            UsageError: names or shapes differ.
+        """
+        fill_trained(self.trained_state(), state)
+
+    def save(self, folder: Path) -> None:
+        """A whole model in diffusers layout, with an adapter merged in; the adapter alone is beside it in ``lora/``."""
+        changed = {name: getattr(self.settings, name) for name in ("conditioning", "latent_mask", "object_token")}
+        null_branch = self.settings.condition_dropout > 0 or self.parts.card.null_branch
+        card = replace(self.parts.card, **changed, null_branch=null_branch)
+        with published(folder) as fresh:
+            save_model(replace(self.parts, unet=merged_unet(self.parts.unet), object_token=self.token, card=card), fresh)
+            if self.settings.lora is not None:
+                from safetensors.torch import save_file
+
+                (fresh / "lora").mkdir()
+                save_file(lora_tensors(self.parts.unet), fresh / "lora" / LORA_FILE)
+
+
+def object_token(parts: RemoverParts, kind: ObjectTokenKind) -> ObjectToken | None:
+    """The model's object token, seen as ``kind`` says; None for ``none``."""
+    if kind == "none" or parts.object_token is None:
+        return None
+    return replace(parts.object_token, crop_box=kind == "box")
+
+
+@torch.no_grad()
+def encoded_items(vae: Any, batch: Batch, kind: ConditioningKind, rule: LatentMaskRule) -> tuple[torch.Tensor, Conditioning]:
+    """Latents of the targets, (B, L, h, w) float32, and the conditioning, in the autoencoder's own number format under autocast, too; from
+    cached moments where the batch has them."""
+    with torch.autocast(batch.source_BHW3.device.type, enabled=False):
+        mask_B1HW = mask_batch(batch.mask_BHW)
+        try:
+            if batch.source_moments_B2Lhw is not None:
+                conditioning = moment_conditioning(vae, batch.source_moments_B2Lhw, mask_B1HW, mask_rule=rule)
+            else:
+                conditioning = build_conditioning(vae, image_batch(batch.source_BHW3), mask_B1HW, kind=kind, mask_rule=rule)
+        except ValueError as error:
+            raise UsageError(f"batch: {error}") from error
+        if batch.target_moments_B2Lhw is not None:
+            return moment_latents(vae, batch.target_moments_B2Lhw), conditioning
+        return encode_latents(vae, image_batch(batch.target_BHW3)).float(), conditioning
+
+
+def item_prompts(prompt: PromptEmbeddings, token: ObjectToken | None, batch: Batch) -> PromptBatch:
+    """The prompt of every item, with its object at token 5 where there is an object token."""
+    prompts = PromptBatch.of(prompt, len(batch))
+    if token is None:
+        return prompts
+    tokens_BTD = token.tokens(prompts.tokens_BTD, image_batch(batch.source_BHW3), mask_batch(batch.mask_BHW))
+    return PromptBatch(tokens_BTD, prompts.pooled_BP)
+
+
+def save_model(parts: RemoverParts, folder: Path) -> None:
+    """Writes a model in diffusers layout into an empty folder, with its card; text encoders are copied where it has them."""
+    import diffusers
+
+    parts.unet.save_pretrained(folder / "unet")
+    parts.vae.save_pretrained(folder / "vae")
+    parts.scheduler.save_pretrained(folder / "scheduler")
+    save_prompt(folder / PROMPT_FILE, parts.prompt.to("cpu", torch.float32), parts.card.prompt)
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusionXLInpaintPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "force_zeros_for_empty_prompt": True,
+        "requires_aesthetics_score": False,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", type(parts.scheduler).__name__],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
+    for name in TEXT_PARTS:
+        if parts.texts is not None:
+            shutil.copytree(parts.texts / name, folder / name)
+        else:
+            index[name] = [None, None]
+    if parts.object_token is not None:
+        parts.object_token.encoder.save_pretrained(folder / "image_prompt_encoder")
+        save_fuse_module(parts.object_token.fuse, folder / "postfuse_module")
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    (folder / CARD_FILE).write_text(json.dumps(asdict(parts.card), indent=2) + "\n")
+
+
+def save_fuse_module(fuse: FuseModule, folder: Path) -> None:
+    """Writes ObjectClear's ``postfuse_module/``: ``config.json`` and the weights."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"_class_name": "PostfuseModule", "embed_dim": fuse.mlp1.fc1.out_features, "embed_dim_img": fuse.mlp1.fc1.in_features}
+    (folder / "config.json").write_text(json.dumps(sizes, indent=2) + "\n")
+    state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in fuse.state_dict().items()}
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")
+
+
+def _new_fuse_module(image_encoder: Path, prompt: PromptEmbeddings) -> FuseModule:
+    from core.checkpoints import read_json
+
+    width = int(read_json(image_encoder / "config.json").get("projection_dim", 512))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return FuseModule(prompt.tokens_1TD.shape[-1], width)
