@@ -10,7 +10,8 @@ import core
 
 FILES = sorted(Path(core.__file__).parent.rglob("*.py"))
 THIRD_PARTY = {
-    "PIL", "boto3", "botocore", "cv2", "diffusers", "huggingface_hub", "numpy", "peft", "pyarrow", "safetensors", "torch", "transformers",
+    "PIL", "boto3", "botocore", "cv2", "diffusers", "huggingface_hub", "imagehash", "numpy", "peft", "pyarrow", "safetensors", "torch",
+    "transformers",
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Choosing what is worth keeping of a collection: duplicates, quality, classes."""
