@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,7 @@ class DiffusionEraser(Eraser):
     """
 
     loads_files = True
+    reads_soft = False
 
     def __init__(self, model: str, settings: EraserSettings) -> None:
         files = find_model(model)
@@ -103,6 +105,13 @@ class DiffusionEraser(Eraser):
         self.rule = crop_rule(self.card)
         self.batch_size = 1 if self.device.type == "cpu" else settings.batch_size
         self.remover = load_remover(files, self.card, settings)
+
+    def with_steps(self, steps: int) -> DiffusionEraser:
+        other = copy.copy(self)
+        other.card = replace(self.card, steps=steps)
+        other.remover = copy.copy(self.remover)
+        other.remover.card = other.card
+        return other
 
     @classmethod
     def identity(cls, model: str, settings: EraserSettings) -> dict[str, object]:

@@ -62,6 +62,8 @@ class Eraser(abc.ABC):
     """Whether ``fill`` may run in several threads at once."""
     loads_files: ClassVar[bool] = False
     """Whether the constructor takes (model, settings) and not settings alone."""
+    reads_soft: ClassVar[bool] = True
+    """Whether ``fill`` looks at ``Crop.soft``; the served graph sends it only where it is read."""
 
     @abc.abstractmethod
     def fill(self, crops: Sequence[Crop], seeds: Sequence[int]) -> Sequence[np.ndarray | Fill]:
@@ -69,6 +71,10 @@ class Eraser(abc.ABC):
 
         A ``Fill`` instead of an array also says which pixels beyond the crop's own soft mask may enter the photo.
         """
+
+    def with_steps(self, steps: int) -> Eraser:  # noqa: ARG002 - most algorithms have none
+        """This eraser with another number of network calls per image, on the same networks; itself where there is no such number."""
+        return self
 
     @classmethod
     def identity(cls, model: str, settings: EraserSettings) -> dict[str, object]:

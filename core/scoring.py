@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,20 +25,60 @@ class Scorer(Protocol):
         """Calibrated probabilities of success, 0 to 1, for crops (size, size, 3) uint8 and masks (size, size) uint8, 255 = removed."""
 
 
-def score_results(scorer: Scorer, source: np.ndarray, mask: np.ndarray, results: Sequence[np.ndarray]) -> list[float]:
-    """The score of every erasure (H, W, 3) uint8 of one photo, seen through the discriminator's own crop around the mask.
+class Views(NamedTuple):
+    """What a discriminator sees: pictures (S, S, 3) uint8 of every result and of the photo, and the mask (S, S) uint8, 255 = removed."""
 
-    Scores are float32 values, as the record stores them.
+    edited: list[np.ndarray]
+    source: np.ndarray
+    mask: np.ndarray
+
+
+def make_views(size: int, source: np.ndarray, mask: np.ndarray, results: Sequence[np.ndarray]) -> Views:
+    """Results (H, W, 3) uint8 of one photo, seen through the discriminator's own crop around the mask at its ``size``."""
+    crop = make_crop(source, mask, CropRule(size=size, dilate_px=0, feather_px=0))
+    return Views([view_of(result, crop, size) for result in results], crop.pixels, crop.mask)
+
+
+def score_views(scorer: Scorer, views: Views) -> list[float]:
+    """The score of every result, as float32 values: so the record stores them.
 
     Raises:
         ItemError: the discriminator gave another number of scores, or one that is no probability.
     """
-    crop = make_crop(source, mask, CropRule(size=scorer.size, dilate_px=0, feather_px=0))
-    views = [view_of(result, crop, scorer.size) for result in results]
-    scores = scorer.score(views, [crop.pixels] * len(views), [crop.mask] * len(views))
-    if len(scores) != len(views) or not all(0.0 <= score <= 1.0 for score in scores):
-        raise ItemError("score", "bad_score", f"the discriminator gave {scores} for {len(views)} results; a score is 0 to 1, one a result")
+    count = len(views.edited)
+    scores = scorer.score(views.edited, [views.source] * count, [views.mask] * count)
+    if len(scores) != count or not all(0.0 <= score <= 1.0 for score in scores):
+        raise ItemError("score", "bad_score", f"the discriminator gave {scores} for {count} results; a score is 0 to 1, one a result")
     return [float(np.float32(score)) for score in scores]
+
+
+def score_results(scorer: Scorer, source: np.ndarray, mask: np.ndarray, results: Sequence[np.ndarray]) -> list[float]:
+    """``score_views`` of ``make_views``: the score of every erasure (H, W, 3) uint8 of one photo."""
+    return score_views(scorer, make_views(scorer.size, source, mask, results))
+
+
+def discriminator_for(model: str, wanted: str = "auto") -> str | None:
+    """The model whose discriminator scores the results of ``model``; None for no scores.
+
+    ``auto`` is the model's own, and tiny's for erasers that have none; ``none`` is none; anything else is a name.
+    """
+    if wanted != "auto":
+        return None if wanted == "none" else wanted
+    from core.checkpoints import locate
+    from core.discriminator_config import has_discriminator
+    from core.eraser import is_network
+
+    return model if is_network(model) and has_discriminator(locate(model)) else "tiny"
+
+
+def load_scorer(discriminator: str, *, device: str = "auto", dtype: str = "auto") -> Scorer:
+    """The discriminator of a model folder. Raises UsageError where it has none or its files are broken."""
+    from core.checkpoints import locate
+    from core.device import pick_device, pick_dtype
+    from core.discriminator import Discriminator  # torch takes seconds to import
+
+    where = pick_device(device)
+    return Discriminator(locate(discriminator), device=str(where), dtype=pick_dtype(dtype, where))
 
 
 def score_record(

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from core import record
-from core.crops import Crop, Fill, make_crop, paste
+from core.crops import Fill
 from core.eraser import Eraser
+from core.erasing import Erasure, candidate_seeds, fill_crops
 from core.errors import CleanplateError, ItemError, StorageUnavailable
-from core.images import Photo, decode_photo, encode_edited, storable_source
-from core.masks import Mask, decode_mask, encode_mask
+from core.images import storable_source
+from core.masks import encode_mask
 from core.scoring import Scorer, score_results
 
 
@@ -73,9 +74,7 @@ class _Work:
     id: str
     uri: str | None
     item: RawItem | None = None
-    photo: Photo | None = None
-    mask: Mask | None = None
-    crop: Crop | None = None
+    erasure: Erasure | None = None
     fills: list[Fill] = field(default_factory=list)
     results: list[np.ndarray] = field(default_factory=list)
     score: float | None = None
@@ -131,10 +130,7 @@ class Workload:
             work.item = fetch()
         if work.outcome is None and work.item is not None:
             with _Caught(work, "decode"):
-                limit = self.settings.max_megapixels
-                work.photo = decode_photo(work.item.source, max_megapixels=limit)
-                work.mask = decode_mask(work.item.mask, (work.photo.width, work.photo.height), max_megapixels=limit)
-                work.crop = make_crop(work.photo.pixels, work.mask.pixels, self.eraser.rule)
+                work.erasure = Erasure.open(work.item.source, work.item.mask, self.eraser.rule, self.settings.max_megapixels)
         if self.eraser.thread_safe:
             self._fill([work])
             if self.scorer is None:
@@ -156,7 +152,7 @@ class Workload:
 
     def _fill(self, batch: Sequence[_Work]) -> None:
         """The network; a batch that fails is repeated item by item once, so that one poison image costs one item."""
-        living = [work for work in batch if work.outcome is None and work.crop is not None]
+        living = [work for work in batch if work.outcome is None and work.erasure is not None]
         if not living:
             return
         try:
@@ -170,51 +166,42 @@ class Workload:
                     self._fill_together([work])
 
     def _fill_together(self, works: Sequence[_Work]) -> None:
-        crops = [work.crop for work in works if work.crop is not None for _ in range(self.settings.candidates)]
-        seeds = [self._seed(work, candidate) for work in works for candidate in range(self.settings.candidates)]
-        fills = [fill if isinstance(fill, Fill) else Fill(fill) for fill in self.eraser.fill(crops, seeds)]
-        if len(fills) != len(crops) or any(
-            fill.pixels.shape != crop.pixels.shape or fill.pixels.dtype != np.uint8 for fill, crop in zip(fills, crops, strict=False)
-        ):
-            raise ItemError(
-                "erase", "bad_fill", f"model {self.eraser.name} gave pictures of the wrong number, shape or type; fix its fill()"
-            )
+        count = self.settings.candidates
+        crops = [work.erasure.crop for work in works if work.erasure is not None for _ in range(count)]
+        seeds = [seed for work in works for seed in candidate_seeds(work.id, self.settings.seed, count)]
+        fills = fill_crops(self.eraser, crops, seeds)
         for index, work in enumerate(works):
-            start = index * self.settings.candidates
-            work.fills = fills[start : start + self.settings.candidates]
-
-    def _seed(self, work: _Work, candidate: int) -> int:
-        return record.item_seed(work.id, self.settings.seed, candidate)
+            work.fills = fills[index * count : (index + 1) * count]
 
     def _paste(self, work: _Work) -> _Work:
-        if work.outcome is None and work.photo is not None and work.crop is not None and not work.results:
+        if work.outcome is None and work.erasure is not None and not work.results:
             with _Caught(work, "erase"):
-                work.results = [paste(work.photo.pixels, work.crop, fill) for fill in work.fills]
+                work.results = work.erasure.results(work.fills)
         return work
 
     def _score(self, batch: Sequence[_Work]) -> None:
         if self.scorer is None:
             return
         for work in batch:
-            if work.outcome is None and work.photo is not None and work.mask is not None:
+            if work.outcome is None and work.erasure is not None:
                 with _Caught(work, "score"):
-                    scores = score_results(self.scorer, work.photo.pixels, work.mask.pixels, work.results)
+                    scores = score_results(self.scorer, work.erasure.photo.pixels, work.erasure.mask.pixels, work.results)
                     work.chosen = int(np.argmax(scores))
                     work.score = scores[work.chosen]
 
     def _finish(self, work: _Work) -> _Work:
         self._paste(work)
-        if work.outcome is None and work.item is not None and work.photo is not None and work.mask is not None:
+        if work.outcome is None and work.item is not None and work.erasure is not None:
             with _Caught(work, "encode"):
-                work.outcome = self._record(work, work.item, work.photo, work.mask)
+                work.outcome = self._record(work, work.item, work.erasure)
         # only encoded bytes wait for their turn
-        work.item = work.photo = work.mask = work.crop = None
+        work.item = work.erasure = None
         work.fills, work.results = [], []
         return work
 
-    def _record(self, work: _Work, item: RawItem, photo: Photo, mask: Mask) -> Outcome:
-        settings = self.settings
-        erased = encode_edited(photo, work.results[work.chosen], format=settings.image_format)  # type: ignore[arg-type]
+    def _record(self, work: _Work, item: RawItem, erasure: Erasure) -> Outcome:
+        settings, photo, mask = self.settings, erasure.photo, erasure.mask
+        erased = erasure.encode(work.results[work.chosen], settings.image_format)
         verdict = record.verdict_for(work.score, accept_above=settings.accept_above, uncertain_from=settings.uncertain_from)
         target = item.target or (record.image_value(erased) if verdict == "accepted" else None)
         values = record.empty_record(
@@ -230,7 +217,7 @@ class Workload:
             erased=record.image_value(erased),
             score=work.score,
             verdict=verdict,
-            seed=self._seed(work, work.chosen),
+            seed=record.item_seed(work.id, settings.seed, work.chosen),
             model=f"{self.eraser.name}@{self.eraser.fingerprint}",
             round=settings.round,
         )

@@ -12,10 +12,11 @@ from typing import Any
 import ray
 
 from core.checkpoints import locate
-from core.discriminator_config import find_discriminator, has_discriminator
+from core.discriminator_config import find_discriminator
 from core.eraser import EraserSettings, identity
 from core.plan import PlanInfo
 from core.record import SCHEMA_VERSION
+from core.scoring import discriminator_for
 from core.workload import WorkSettings
 from jobs.cluster import Pools, plan_pools
 from jobs.config import CleanConfig
@@ -86,14 +87,9 @@ def choose_discriminator(config: CleanConfig) -> str | None:
     Raises:
         UsageError: the named model has none.
     """
-    if config.discriminator == "none":
+    name = discriminator_for(config.model, config.discriminator)
+    if name is None:
         return None
-    name = config.discriminator
-    if name == "auto":
-        from core.eraser import is_network
-
-        own = is_network(config.model) and has_discriminator(locate(config.model))
-        name = config.model if own else "tiny"
     warn_uncalibrated(name)
     return name
 

@@ -21,7 +21,7 @@ from core.fetch import Fetcher
 from core.ledger import IdSet
 from core.parallel import map_ahead
 from core.plan import read_plan_file
-from core.scoring import Scorer, score_record
+from core.scoring import Scorer, load_scorer, score_record
 from core.workload import Fetched, Outcome, Workload, WorkSettings, failure
 from jobs.monitor import CRASHES_TO_QUARANTINE
 from jobs.outcomes import OUTCOME_SCHEMA, to_table
@@ -41,16 +41,6 @@ class StageSettings:
     discriminator: str | None
     work: WorkSettings
     base: str
-
-
-def load_scorer(discriminator: str, eraser: EraserSettings) -> Scorer:
-    """The discriminator of a model folder, on the eraser's device."""
-    from core.checkpoints import locate
-    from core.device import pick_device, pick_dtype
-    from core.discriminator import Discriminator
-
-    device = pick_device(eraser.device)
-    return Discriminator(locate(discriminator), device=str(device), dtype=pick_dtype(eraser.dtype, device))
 
 
 class PlanReader:
@@ -111,7 +101,7 @@ class EraseStage:
 
     def __init__(self, settings: StageSettings, monitor: Any) -> None:
         _quiet_libraries(settings.eraser.device)
-        scorer = load_scorer(settings.discriminator, settings.eraser) if settings.discriminator else None
+        scorer = _scorer(settings)
         self._workload = Workload(load_eraser(settings.model, settings.eraser), settings.work, scorer)
         self._fetcher = Fetcher(settings.base)
         self._guarded = Guarded(monitor, "erase")
@@ -132,9 +122,10 @@ class ScoreStage:
 
     def __init__(self, settings: StageSettings, monitor: Any) -> None:
         _quiet_libraries(settings.eraser.device)
-        if settings.discriminator is None:
+        scorer = _scorer(settings)
+        if scorer is None:
             raise ValueError("a scoring pool needs a discriminator")
-        self._scorer = load_scorer(settings.discriminator, settings.eraser)
+        self._scorer = scorer
         self._work = settings.work
         self._guarded = Guarded(monitor, "score")
 
@@ -193,6 +184,13 @@ class ScoreInputStage(ScoreStage):
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one item costs one row
             return failure(row["id"], self._fetcher.uri(row), error, "fetch")
+
+
+def _scorer(settings: StageSettings) -> Scorer | None:
+    """The discriminator on the eraser's device; None where nothing is scored."""
+    if settings.discriminator is None:
+        return None
+    return load_scorer(settings.discriminator, device=settings.eraser.device, dtype=settings.eraser.dtype)
 
 
 def in_chunks(outcomes: Iterator[Outcome]) -> Iterator[pa.Table]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core import record, workload
+from core import erasing, record
 from core.crops import Crop, CropRule
 from core.eraser import Eraser
 from core.errors import CleanplateError, ItemError, StorageUnavailable
@@ -294,7 +294,7 @@ def test_few_photos_are_in_memory_and_items_are_taken_as_needed(
     class Tracked(np.ndarray):
         pass
 
-    monkeypatch.setattr(workload, "decode_photo", decode)
+    monkeypatch.setattr(erasing, "decode_photo", decode)
 
     def endless() -> Iterator[Entry]:
         nonlocal taken
