@@ -8,9 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
@@ -41,11 +38,13 @@ class Database:
             self._migrate()
         except DBAPIError as error:
             raise StorageError(f"cannot open the database {self.name}: {_told(error)}; correct the URL, or start the server") from error
-        except CommandError as error:
-            raise StorageError(f"the database {self.name} is of a newer cleanplate ({error}); use that one, or another database") from error
 
     def _migrate(self) -> None:
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every part of itself that it loads
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util.exc import CommandError
+
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         config.set_main_option("path_separator", "os")
@@ -54,7 +53,10 @@ class Database:
             if self.engine.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise StorageError(f"the database {self.name} is of a newer cleanplate ({error}); use that, or another database") from error
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

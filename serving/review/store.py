@@ -75,6 +75,11 @@ class Store:
     def _count(self, connection: Connection, queue: str) -> int:
         return int(connection.execute(select(func.count()).select_from(items).where(items.c.queue == queue)).scalar_one())
 
+    def has_queue(self, queue: str) -> bool:
+        """Whether there is a queue of that name."""
+        with self.database.reading() as connection:
+            return connection.execute(select(queues.c.name).where(queues.c.name == queue)).one_or_none() is not None
+
     def settings(self, queue: str) -> dict[str, Any]:
         """How the queue was made; ``source`` is the dataset.
 
@@ -182,13 +187,13 @@ class Store:
                 yield dict(row._mapping)
 
     def votes(self, queue: str) -> Iterator[dict[str, Any]]:
-        """What stands: ``item``, ``annotator``, ``verdict``, ``again``, and the item's ``gold``; by item and annotator."""
-        columns = (votes.c.item, votes.c.annotator, votes.c.verdict, votes.c.again, votes.c.decision, items.c.gold)
+        """What stands: ``item``, ``annotator``, ``verdict``, ``reasons``, ``again``, ``decision`` (its id), and the item's ``gold``."""
+        columns = (votes.c.item, votes.c.annotator, votes.c.verdict, votes.c.reasons, votes.c.again, votes.c.decision, items.c.gold)
         joined = votes.join(items, and_(items.c.queue == votes.c.queue, items.c.id == votes.c.item))
         asked = select(*columns).select_from(joined).where(votes.c.queue == queue).order_by(votes.c.item, votes.c.annotator)
         with self.database.reading() as connection:
             for row in connection.execution_options(yield_per=_ROWS).execute(asked):
-                yield dict(row._mapping)
+                yield {**row._mapping, "reasons": tuple(json.loads(row.reasons))}
 
     def progress(self, queue: str) -> Progress:
         """How far the queue is; all zero for an unknown one."""
