@@ -82,10 +82,24 @@ def decode_mask(data: bytes, size: tuple[int, int], *, max_megapixels: float = D
             f"the mask is {photo.width} x {photo.height} and the photo {width} x {height} pixels; "
             f"allowed are shapes within {ASPECT_TOLERANCE_PERCENT} %: draw the mask on this photo, turned upright",
         )
-    brightest = int(grey.max())
     pixels = np.where(grey > THRESHOLD, 255, 0).astype(np.uint8)
     if resized:
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8, copy=False)
+    check_area(pixels, brightest=int(grey.max()))
+    return Mask(pixels, resized)
+
+
+def binary_mask(photo: Photo) -> Pixels:
+    """(H, W) uint8, 0 or 255, of a decoded mask file of any mode: what ``decode_mask`` sees in it before it has a photo's size."""
+    return np.where(_grey(photo) > THRESHOLD, 255, 0).astype(np.uint8)
+
+
+def check_area(pixels: Pixels, *, brightest: int = 255) -> None:
+    """Raises ItemError ``empty_mask`` or ``full_mask`` as ``decode_mask``, for (H, W) uint8 of 0 and 255.
+
+    ``brightest`` is the largest value in the file, for the message.
+    """
+    height, width = pixels.shape
     area = cv2.countNonZero(pixels)
     if area == 0:
         raise ItemError(
@@ -97,7 +111,6 @@ def decode_mask(data: bytes, size: tuple[int, int], *, max_megapixels: float = D
         )
     if area == pixels.size:
         raise ItemError("decode", "full_mask", f"the mask removes all {area:,} pixels; some have to be left: paint what stays black")
-    return Mask(pixels, resized)
 
 
 # Measured on 104 masks: 3 ms of one core per megapixel and 1.1 kB each; OpenCV's default 2 ms and 2.1 kB.
