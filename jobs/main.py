@@ -19,6 +19,7 @@ from docstring_parser import parse as parse_docstring
 
 from core.errors import CleanplateError, UsageError
 from jobs import config
+from jobs.curate_config import CurateConfig
 from jobs.data_config import ComposeConfig, EffectsConfig, EncodeConfig, EvaluateConfig, IngestConfig
 from jobs.signals import interrupt_on_terminate
 from jobs.train_config import TrainConfig
@@ -30,6 +31,7 @@ COMMANDS: Final[dict[str, tuple[type[Any], str]]] = {
     "ingest": (IngestConfig, "jobs.ingest"),
     "compose": (ComposeConfig, "jobs.compose"),
     "effects": (EffectsConfig, "jobs.effects"),
+    "curate": (CurateConfig, "jobs.curate"),
     "encode": (EncodeConfig, "jobs.encode"),
     "train": (TrainConfig, "jobs.train"),
     "evaluate": (EvaluateConfig, "jobs.evaluate"),

@@ -164,23 +164,28 @@ def _run_on_ray(job: Job, run: RunSettings, files: JobFiles, lease: Lease, plan:
             try:
                 dataset.write_datasink(sink, ray_remote_args={"num_cpus": TASK_CPUS})
             except Exception as error:
-                raise _explained(error, monitor) from error
+                raise explained(error, monitor) from error
         tally: Tally = ray.get(monitor.progress.remote())[0]
         return dict(tally.warnings)
 
 
 def _rows_left(run: RunSettings, files: JobFiles, plan: PlanInfo, pools: Pools, done: Any) -> ray.data.Dataset:
     """The rows of the plan that are not done yet, in blocks small enough that a short job keeps every actor busy."""
-    context = DataContext.get_current()
-    context.execution_options.preserve_order = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-    context.max_errored_blocks = 0
-    context.enable_progress_bars = False
+    set_up_ray_data()
     names = ray.data.from_arrow([pa.table({"file": [name]}) for name in plan.files])
     rows = names.map_batches(
         PlanReader(files.plan, done).__call__, batch_size=1, batch_format="pyarrow", num_cpus=TASK_CPUS, udf_modifying_row_count=True
     )
     return rows.repartition(target_num_rows_per_block=max(1, min(run.block_rows, plan.items // (4 * pools.max_actors))))
+
+
+def set_up_ray_data() -> None:
+    """What all jobs want of Ray Data: no order, no errors passed over, no waiting for ever."""
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    context.max_errored_blocks = 0
+    context.enable_progress_bars = False
 
 
 def _keep_device(files: JobFiles, device: str) -> None:
@@ -198,7 +203,7 @@ def _keep_device(files: JobFiles, device: str) -> None:
     write_object(files.job, job)
 
 
-def _explained(error: Exception, monitor: Any) -> CleanplateError:
+def explained(error: Exception, monitor: Any) -> CleanplateError:
     """The CleanplateError among the causes of what Ray raised; else one that says where to look."""
     seen: BaseException | None = error
     while seen is not None:
