@@ -21,6 +21,7 @@ from core.errors import CleanplateError, UsageError
 from jobs import config
 from jobs.curate_config import CurateConfig
 from jobs.data_config import ComposeConfig, EffectsConfig, EncodeConfig, EvaluateConfig, IngestConfig
+from jobs.operations_config import DoctorConfig, PlanConfig
 from jobs.signals import interrupt_on_terminate
 from jobs.train_config import TrainConfig
 
@@ -38,6 +39,8 @@ COMMANDS: Final[dict[str, tuple[type[Any], str]]] = {
     "verify": (config.VerifyConfig, "jobs.verify"),
     "report": (config.ReportConfig, "jobs.report"),
     "models": (config.ModelsConfig, "jobs.models"),
+    "doctor": (DoctorConfig, "jobs.doctor"),
+    "plan": (PlanConfig, "jobs.plan"),
 }
 
 
