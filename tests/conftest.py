@@ -11,6 +11,9 @@ import pytest
 from core.s3 import s3_client
 from infra.object_store import LocalObjectStore
 
+# a cluster that somebody has started on this machine is not the tests' to use, nor to wait for
+os.environ["RAY_ADDRESS"] = "local"
+
 
 class S3:
     """A real S3 server on this machine, to which the AWS variables of the session point."""

@@ -52,7 +52,7 @@ def test_the_training_benchmark_runs_without_ray_and_writes_what_it_prints(tmp_p
     small += ["--objectives", "discriminator", "lcm"]
     code = f"import sys; sys.modules['ray'] = None; from benchmarks.training import main; main({[*small, '--record', str(record)]!r})"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if line.startswith("| ")][2:]
     written = json.loads(record.read_text())

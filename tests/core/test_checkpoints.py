@@ -121,7 +121,7 @@ def test_four_processes_fetch_a_model_once(s3: S3, cache: Path, tmp_path: Path) 
     log = tmp_path / "log"
     command = [sys.executable, "-c", FETCH, f"{bucket}/m/", str(log)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    folders = {process.communicate(timeout=60)[0].strip() for process in processes}
+    folders = {process.communicate(timeout=300)[0].strip() for process in processes}
     assert len(folders) == 1
     folder = Path(folders.pop())
     assert {name: (folder / name).read_bytes() for name in names(folder)} == MODEL
@@ -316,22 +316,22 @@ def hub() -> Iterator[Hub]:
 
 
 def test_of_a_hub_model_only_needed_files_are_fetched_once(hub: Hub, tmp_path: Path) -> None:
-    found = [process.communicate(timeout=60) for process in [hub.locate(tmp_path / "hub"), hub.locate(tmp_path / "hub")]]
+    found = [process.communicate(timeout=300) for process in [hub.locate(tmp_path / "hub"), hub.locate(tmp_path / "hub")]]
     assert found[0][0] == found[1][0] != "", found[0][1]
     folder = Path(found[0][0].strip())
     assert names(folder) == set(needed_files(SDXL))
     assert hub.got == Counter(needed_files(SDXL))
-    half, error = hub.locate(tmp_path / "other", "('unet',)", "precision='half'").communicate(timeout=60)
+    half, error = hub.locate(tmp_path / "other", "('unet',)", "precision='half'").communicate(timeout=300)
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in names(Path(half.strip())), error
     assert "unet/diffusion_pytorch_model.safetensors" not in names(Path(half.strip()))
 
 
 def test_a_hub_that_is_down_is_no_matter_where_the_model_is_here(hub: Hub, tmp_path: Path) -> None:
-    first, error = hub.locate(tmp_path / "hub").communicate(timeout=60)
+    first, error = hub.locate(tmp_path / "hub").communicate(timeout=300)
     assert first, error
-    again, error = hub.locate(tmp_path / "hub", stopped=True).communicate(timeout=60)
+    again, error = hub.locate(tmp_path / "hub", stopped=True).communicate(timeout=300)
     assert again == first, error
-    nothing, error = hub.locate(tmp_path / "empty", stopped=True).communicate(timeout=60)
+    nothing, error = hub.locate(tmp_path / "empty", stopped=True).communicate(timeout=300)
     assert not nothing
     assert "UsageError: no model some/model: it is no folder here, and the hub did not give it" in error
 
@@ -342,7 +342,7 @@ def test_a_gated_model_and_one_of_pickles_are_said(tmp_path: Path) -> None:
         (Hub({"unet/config.json": b"{}", "unet/x.bin": b""}), "has unet/x.bin, a pickle, and no safetensors"),
         (Hub({"README.md": b""}), "there is nothing in that folder that a model is loaded from"),
     ):
-        _, error = server.locate(tmp_path / "hub").communicate(timeout=60)
+        _, error = server.locate(tmp_path / "hub").communicate(timeout=300)
         server.close()
         assert says in error.splitlines()[-1]
 

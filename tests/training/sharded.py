@@ -9,12 +9,12 @@ import copy
 import sys
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from tests.training.process_group import gloo_group
 from training.averaging import WeightAverage
 from training.optimisers import OptimiserSettings, clip_gradients, make_optimiser, set_learning_rate
 
@@ -22,7 +22,11 @@ STEPS = 3
 
 
 def main(rank: int, world: int, file: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    with gloo_group(rank, world, file):
+        _compare(rank, world)
+
+
+def _compare(rank: int, world: int) -> None:
     torch.manual_seed(0)
     whole = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     sharded = copy.deepcopy(whole)
@@ -57,7 +61,6 @@ def main(rank: int, world: int, file: str) -> None:
             torch.testing.assert_close(tensor.full_tensor(), averages[name])
     for name, tensor in found.items():
         assert torch.equal(tensor.to_local(), before[name])
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ store.save(int(sys.argv[2]), {"a": b"new", "b": die}, {})
 
 def test_a_kill_between_files_leaves_the_one_before(folder: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    ended = subprocess.run([sys.executable, "-c", KILLED, folder, "2"], env=environment, check=False, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", KILLED, folder, "2"], env=environment, check=False, timeout=300)
     assert ended.returncode == -signal.SIGKILL
     store = CheckpointStore(folder, keep_last=1)
     found = store.latest()

@@ -204,7 +204,7 @@ def test_a_sharded_network_is_trained_clipped_and_averaged_like_a_whole_one(tmp_
         for rank in range(2)
     ]
     try:
-        messages = [worker.communicate(timeout=120)[1] for worker in workers]
+        messages = [worker.communicate(timeout=300)[1] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

@@ -51,7 +51,7 @@ def run_workers(world: int, changes: dict[str, Any], data: str, output: Path) ->
     ]
     started = [subprocess.Popen(call, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True) for call in calls]
     for process in started:
-        _, error = process.communicate(timeout=200)
+        _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error[-3000:]
 
 

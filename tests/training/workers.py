@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from core import storage
+from tests.training.process_group import gloo_group
 from training.build import build_objective
 from training.loop import FOLDER, TrainerLoop
 from training.output import save_output
@@ -38,7 +39,11 @@ class GlooSession:
 def main(rank: int, world: int, file: str, changes: str, data: str, output: str) -> None:
     """Trains to the end."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    with gloo_group(rank, world, file):
+        _train(rank, changes, data, output)
+
+
+def _train(rank: int, changes: str, data: str, output: str) -> None:
     settings = load_recipe("smoke", "remover", json.loads(changes))
     index, held = read_items(settings, data, None)
     shares = held_out_shares(settings, held) if rank == 0 or settings.loop.strategy == "fsdp" else []
@@ -46,8 +51,6 @@ def main(rank: int, world: int, file: str, changes: str, data: str, output: str)
     trained, summary = loop.run()
     if rank == 0:
         save_output(trained, settings, output, storage.join(output, FOLDER), summary, data_facts(data, index, held))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
