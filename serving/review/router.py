@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -135,7 +134,7 @@ def review_router(desk: Desk) -> APIRouter:
         return {
             "stored": [sent.id for sent in batch.decisions if sent.id not in refused],
             "refused": [{"id": name, "why": why} for name, why in refused.items()],
-            "received_at": time.time(),
+            "progress": asdict(desk.store.progress(desk.queue)),
         }
 
     return router

@@ -8,7 +8,7 @@ import { Stage } from './stage.js';
 
 const AHEAD = 16;
 const BEHIND = 6; // items whose pictures are kept for undo
-const REASONS = { object_left: 'object left', new_object: 'new object', shadow_left: 'shadow left', blur: 'blur or texture', seam: 'seam, or outside changed' };
+const REASONS = { object_left: 'object left', new_object: 'new object', shadow_left: 'shadow left', blur: 'blur or texture', seam: 'seam or outside' };
 const element = (id) => document.getElementById(id);
 
 class Desk {
@@ -38,7 +38,7 @@ class Desk {
     }
     document.title = `Review: ${this.me.queue}`;
     this.#reasons();
-    this.outbox = new Outbox(`${this.me.queue}/${this.me.annotator}`, (...told) => this.#sync(...told));
+    this.outbox = new Outbox(`${this.me.queue}/${this.me.annotator}`, (...told) => this.#sync(...told), (progress) => this.#progress(progress));
     this.history = await this.outbox.open();
     this.#undone();
     this.#progress(this.me.progress);
@@ -72,6 +72,7 @@ class Desk {
         if (this.left === 0) setTimeout(() => { this.left = null; this.#more(); }, 30_000); // others may give items back
         this.#progress(answer.progress);
         this.#prefetch();
+        if (!this.shown) this.#present();
       })
       .catch((error) => this.note(error.message))
       .finally(() => { this.fetching = null; });
@@ -85,8 +86,7 @@ class Desk {
 
   #prefetch() {
     for (const item of this.ahead.slice(0, AHEAD + 1)) {
-      const entry = this.pictures.prefetch(item.id, this.stage.screen, { whole: this.whole });
-      entry.promise.then(() => { if (this.ahead[0] === item && this.shown !== item) this.#present(); });
+      this.pictures.prefetch(item.id, this.stage.screen, { whole: this.whole });
     }
   }
 
@@ -110,6 +110,7 @@ class Desk {
       return this.#present();
     }
     if (!entry.made) {
+      entry.promise.then(() => { if (this.ahead[0] === item && this.shown !== item) this.#present(); });
       this.stage.show(null);
       this.shown = null;
       this.note('Loading …');

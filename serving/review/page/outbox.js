@@ -27,10 +27,12 @@ function finished(transaction) {
 }
 
 export class Outbox {
-  // changed(state, count): state is saved, sending, waiting or refused; count how many the server does not have
-  constructor(owner, changed) {
+  // changed(state, count): state is saved, sending, waiting or refused; count how many the server does not have.
+  // progressed(progress): how far the queue is, as the server last said
+  constructor(owner, changed, progressed) {
     this.owner = owner; // `${queue}/${annotator}`: one browser may serve several
     this.changed = changed;
+    this.progressed = progressed;
     this.waiting = [];
     this.wait = 1000;
     this.sending = null;
@@ -88,6 +90,7 @@ export class Outbox {
         return;
       }
       this.wait = 1000;
+      this.progressed(answer.progress);
       const gone = new Set([...answer.stored, ...answer.refused.map((row) => row.id)]);
       this.waiting = this.waiting.filter((row) => !gone.has(row.id));
       await this.#forget(gone);
