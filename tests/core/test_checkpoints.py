@@ -145,11 +145,11 @@ def test_a_killed_fetch_is_taken_up_where_it_ended(
     bucket = s3.bucket("models")
     data = bytes(range(250)) * 16
     put(bucket, {"m/config.json": b"{}", "m/w.safetensors": data})
-    code = FETCH.replace("with Path", "import time; time.sleep(60 if start else 0)\n    with Path").replace(
+    code = FETCH.replace("with Path", "import time; time.sleep(600 if start else 0)\n    with Path").replace(
         "real =", "from core import checkpoints\ncheckpoints._PIECE_BYTES = 1000\nreal ="
     )
     process = subprocess.Popen([sys.executable, "-c", code, f"{bucket}/m", str(tmp_path / "log")])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 400
     while not (list(cache.rglob("w.safetensors")) and len((tmp_path / "log").read_text().split()) == 2) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

@@ -98,7 +98,7 @@ def test_a_zombie_is_dead() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert lease._start_of(process.pid) > 0
     process.kill()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 120
     while lease._start_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert lease._start_of(process.pid) == 0
