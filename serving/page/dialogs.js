@@ -12,6 +12,7 @@ export function prepareHelp() {
   sheet.addEventListener("keydown", (event) => {
     if (["h", "?"].includes(event.key.toLowerCase())) {
       event.preventDefault();
+      event.stopPropagation();
       sheet.close();
     }
   });

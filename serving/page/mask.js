@@ -142,9 +142,12 @@ function paintShape(context, { kind, size, points }) {
     context.fill();
     return;
   }
-  if (points.length === 2) context.lineTo(points[0], points[1]);
   context.lineWidth = size;
   context.stroke();
+  // a line without length has no caps
+  context.beginPath();
+  context.arc(points[0], points[1], size / 2, 0, 2 * Math.PI);
+  context.fill();
 }
 
 /** What still matters: from the last operation that starts anew. */

@@ -17,7 +17,8 @@ export class Picture {
    * @throws {DOMException} this browser cannot read the file
    */
   static async decode(blob, x = 0, y = 0) {
-    const levels = [await createImageBitmap(blob)];
+    // photo and patches have the same numbers; a profile that only the photo carries would make their colours differ
+    const levels = [await createImageBitmap(blob, { colorSpaceConversion: "none" })];
     for (;;) {
       const last = levels[levels.length - 1];
       if (Math.max(last.width, last.height) <= LEAST_SIDE) break;

@@ -5,26 +5,29 @@ import { Timeline } from "./timeline.js";
 
 const NAME = "cleanplate";
 const STORE = "session";
-const DELAY_MS = 300;
+const DELAY_MS = 150;
 
 export class Session {
   constructor(editor) {
     this.editor = editor;
     this.kept = null;
     this.timer = 0;
+    this.version = 0;
     for (const name of ["photo", "mask", "result", "settings", "jobs"]) editor.addEventListener(name, () => this.#soon());
     addEventListener("pagehide", () => this.save());
   }
 
   #soon() {
     clearTimeout(this.timer);
+    document.documentElement.dataset.saved = "no";
+    this.version++;
     this.timer = setTimeout(() => this.save(), DELAY_MS);
   }
 
   async save() {
     clearTimeout(this.timer);
     const { photo, timeline, mask, jobs, settings } = this.editor;
-    document.documentElement.dataset.saved = "no";
+    const version = ++this.version;
     try {
       const store = await open("readwrite");
       if (!photo) {
@@ -36,7 +39,7 @@ export class Session {
       }
       await finished(store.transaction);
       this.kept = photo;
-      document.documentElement.dataset.saved = "yes";
+      if (version === this.version) document.documentElement.dataset.saved = "yes";
     } catch (error) {
       console.warn("the session cannot be kept:", error.message);
     }
