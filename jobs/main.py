@@ -22,6 +22,7 @@ from jobs import config
 from jobs.curate_config import CurateConfig
 from jobs.data_config import ComposeConfig, EffectsConfig, EncodeConfig, EvaluateConfig, IngestConfig
 from jobs.operations_config import DoctorConfig, PlanConfig
+from jobs.review_config import ReviewConfig
 from jobs.rounds_config import RoundsConfig
 from jobs.signals import interrupt_on_terminate
 from jobs.train_config import TrainConfig
@@ -39,6 +40,7 @@ COMMANDS: Final[dict[str, tuple[type[Any], str]]] = {
     "evaluate": (EvaluateConfig, "jobs.evaluate"),
     "verify": (config.VerifyConfig, "jobs.verify"),
     "report": (config.ReportConfig, "jobs.report"),
+    "review": (ReviewConfig, "jobs.review"),
     "rounds": (RoundsConfig, "jobs.rounds"),
     "models": (config.ModelsConfig, "jobs.models"),
     "doctor": (DoctorConfig, "jobs.doctor"),
