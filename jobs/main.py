@@ -24,6 +24,7 @@ from jobs.data_config import ComposeConfig, EffectsConfig, EncodeConfig, Evaluat
 from jobs.operations_config import DoctorConfig, PlanConfig
 from jobs.review_config import ReviewConfig
 from jobs.rounds_config import RoundsConfig
+from jobs.serve_config import ServeConfig
 from jobs.signals import interrupt_on_terminate
 from jobs.train_config import TrainConfig
 
@@ -42,6 +43,7 @@ COMMANDS: Final[dict[str, tuple[type[Any], str]]] = {
     "report": (config.ReportConfig, "jobs.report"),
     "review": (ReviewConfig, "jobs.review"),
     "rounds": (RoundsConfig, "jobs.rounds"),
+    "serve": (ServeConfig, "jobs.serve"),
     "models": (config.ModelsConfig, "jobs.models"),
     "doctor": (DoctorConfig, "jobs.doctor"),
     "plan": (PlanConfig, "jobs.plan"),

@@ -92,7 +92,7 @@ class ImageStore:
 
     def put_result(self, image_id: str, result: Result) -> None:
         """Keep a result; the same one again changes nothing. Raises Problem 404 where the upload is gone."""
-        self._check(image_id)
+        self.check(image_id)
         self._make_room(len(result.patch))
         self._write(image_id, result.id, {**asdict(result), "patch": None}, result.patch)
 
