@@ -108,14 +108,17 @@ class EraserDeployment:
         on_gpu = bool(settings.num_gpus) or settings.device.startswith("cuda")
         one_thread(on_cpu=not on_gpu)
         self._networks, self._metrics = Networks(settings), GraphMetrics("eraser")
-        self._load = serve.multiplexed(max_num_models_per_replica=settings.models_per_replica)(self._load_model)
+        networks = self._networks
+
+        # a function and not a method, since the number of models is a setting: Serve keeps its cache on the function
+        async def load(name: str) -> Eraser:
+            return await asyncio.to_thread(networks.load, name)
+
+        self._load = serve.multiplexed(max_num_models_per_replica=settings.models_per_replica)(load)
         self._running = asyncio.Lock()
         self._first = settings.models[0].name
         self._filled.set_max_batch_size(settings.batch_size if on_gpu else 1)  # type: ignore[attr-defined]
         self._filled.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000 if on_gpu else 0.0)  # type: ignore[attr-defined]
-
-    async def _load_model(self, name: str) -> Eraser:
-        return await asyncio.to_thread(self._networks.load, name)
 
     async def describe(self, name: str) -> ModelInfo:
         """What the ingress crops by; loads the model."""
