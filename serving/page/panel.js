@@ -45,6 +45,10 @@ export class Panel {
     document.addEventListener("click", (event) => {
       if (event.detail > 0 && event.target.closest("button") && !document.querySelector("dialog[open], :popover-open")) stage.root.focus();
     });
+    find("options").addEventListener("toggle", (event) => {
+      // it would go back to the button, where Enter opens the options again instead of erasing
+      if (event.newState === "closed" && !document.body.classList.contains("by-keys")) stage.root.focus();
+    });
     this.show();
   }
 
@@ -67,7 +71,7 @@ export class Panel {
     find("brush").setAttribute("aria-valuetext", `${settings.brush} pixels of the screen`);
     find("brush-value").textContent = settings.brush;
     find("on-release").checked = settings.onRelease;
-    find("grow").value = settings.grow;
+    if (document.activeElement !== find("grow")) find("grow").value = settings.grow;
     for (const radio of document.querySelectorAll("input[name=candidates]")) radio.checked = Number(radio.value) === settings.candidates;
     const off = {
       erase: mask.empty,
@@ -89,6 +93,7 @@ export class Panel {
     find("erase").hidden = jobs.length > 0 && mask.empty;
     find("erase").querySelector("span").textContent = jobs.length ? "Erase next" : "Erase";
     document.body.dataset.jobs = jobs.length;
+    find("folder-line").textContent = `cleanplate clean --input FOLDER --output PLATES --candidates ${settings.candidates}`;
     if (!timeline.head && this.stage.split !== null) this.actions.slider();
   }
 }
