@@ -18,6 +18,9 @@ test-slow: $(READY)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m infra.check_image
+	$(BIN)/python -m infra.check_lock
+	$(BIN)/python -m infra.check_kuberay
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -79,15 +79,18 @@ def problems(instructions: list[Instruction], ignored: list[str]) -> Iterator[st
                     yield f"{name}: weights in the image"
 
 
-def run(instructions: list[Instruction], folder: Path) -> None:
+def run(instructions: list[Instruction], folder: Path, given: dict[str, str]) -> None:
     """Run the first stage in ``folder``: its files are copied to ``src``, its virtual environment is ``venv``.
+
+    Args:
+        given: build arguments.
 
     Raises:
         subprocess.CalledProcessError: a line failed.
     """
     source, venv = folder / "src", folder / "venv"
     source.mkdir(parents=True)
-    arguments = dict(one.rest.split("=", 1) for one in instructions if one.word == "ARG" and "=" in one.rest)
+    arguments = dict(one.rest.split("=", 1) for one in instructions if one.word == "ARG" and "=" in one.rest) | given
     for one in (one for one in instructions if one.stage == 0):
         if one.word == "COPY":
             *names, target = one.rest.split()
@@ -115,12 +118,13 @@ def run(instructions: list[Instruction], folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="run the RUN lines there; needs some GB and the package index")
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as of docker build")
     options = parser.parse_args(arguments)
     instructions = read()
     found = list(problems(instructions, (ROOT / ".dockerignore").read_text().split()))
     print("\n".join(found) or f"infra/Dockerfile: {len(instructions)} instructions, nothing wrong")
     if options.run and not found:
-        run(instructions, options.run)
+        run(instructions, options.run, dict(argument.split("=", 1) for argument in options.build_arg))
     return 1 if found else 0
 
 

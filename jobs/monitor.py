@@ -94,6 +94,10 @@ class MonitorState:
         self._stop = self._stop or too_many_failures(everything, self._rate)
         return self._stop
 
+    def has_counted(self, task: int) -> bool:
+        """Whether the rows of a write task are counted already."""
+        return task in self._tasks
+
     def progress(self) -> tuple[Tally, str | None]:
         """What this run has written so far, and why it must stop, if it must."""
         return self._sum, self._stop
@@ -101,5 +105,7 @@ class MonitorState:
 
 def start_monitor(before: Tally, max_failure_rate: float) -> Any:
     """Start the actor and return its handle; it needs no CPU of its own and comes back after a crash."""
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MonitorState)
+    from jobs.job_metrics import MeasuredMonitor  # it is made of what stands above
+
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MeasuredMonitor)
     return actor.remote(before, max_failure_rate)
