@@ -122,21 +122,24 @@ def started(tmp_path: Path) -> Iterator[Started]:
 def wait_for(cluster: Started, count: int) -> None:
     """Until so many nodes are alive, by Ray's own word."""
     code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while True:
-        asked = subprocess.run(
-            [sys.executable, "-c", code, cluster.address],
-            env=cluster.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            cwd=cluster.environment["RAY_TMPDIR"],
-        )
-        if asked.returncode == 0 and asked.stdout.strip().endswith(str(count)):
+        try:
+            asked = subprocess.run(
+                [sys.executable, "-c", code, cluster.address],
+                env=cluster.environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+                cwd=cluster.environment["RAY_TMPDIR"],
+            )
+        except subprocess.TimeoutExpired:
+            asked = None
+        if asked is not None and asked.returncode == 0 and asked.stdout.strip().endswith(str(count)):
             return
         assert all(node.poll() is None for node in cluster.nodes), cluster.text()
-        assert time.monotonic() < deadline, f"{asked.stderr[-2000:]} {cluster.text()}"
+        assert time.monotonic() < deadline, f"{asked.stderr[-2000:] if asked else 'no answer'} {cluster.text()}"
         time.sleep(0.5)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,13 +116,6 @@ def test_costs_are_named_only_where_a_price_was() -> None:
     assert costs(plan, SHAPE, Prices(), seconds=3600, months=1) == {}
     found = costs(plan, SHAPE, Prices(node_hour=30, storage_gb_month=0.02, egress_gb=0.1), seconds=7200, months=2, redone=500_000)
     assert found == pytest.approx({"nodes": 2 * 2 * 30, "storage": 1000 * 2 * 0.02, "egress": 150 * 0.1})
-
-
-def test_the_simulation_agrees_with_jobs_that_really_ran() -> None:
-    """The record says by how much; here only that it was made by the benchmark and covers what it should."""
-    record = json.loads((ROOT / "benchmarks/records/2026-11-24-planning/check.json").read_text())
-    assert {(row["actors"], row["killed"] > 0) for row in record["rows"]} == {(1, False), (2, False), (2, True)}
-    assert all(row["ratio"] == pytest.approx(row["measured, s"] / row["simulated, s"], abs=0.01) for row in record["rows"])
 
 
 @pytest.mark.parametrize(("text", "count"), [("10M", 10**7), ("250k", 250_000), ("1.5B", 15 * 10**8), ("10_000", 10_000), ("7", 7)])
