@@ -59,6 +59,12 @@ class Fetcher:
             row["id"], source, mask, row["origin"], row["source"], row["mask"], extra["target"], extra["effect_mask"], row["category"]
         )
 
+    def fetch_photo(self, row: Mapping[str, Any]) -> bytes:
+        """The source of a plan row of files; its mask is not looked at. Raises as ``fetch``."""
+        if row["error"]:
+            raise ItemError("read", row["error"], row["message"])
+        return self._bytes(row["source"], "source")
+
     def record_at(self, shard: str, row: int) -> dict[str, Any]:
         """All columns of a row of a dataset's shard; those that it lacks are null.
 

@@ -72,6 +72,20 @@ def _open_file(uri: str, origin: str) -> Input:
     return Input("manifest", base, lambda: _manifest_rows(reader(uri), origin))
 
 
+def manifest_photos(uri: str, origin: str) -> Input:
+    """The photos of a manifest: its column ``source`` alone has to be there.
+
+    Raises:
+        UsageError: the file lacks it.
+        StorageError: the store refused.
+    """
+    reader = {".csv": _csv_lines, ".parquet": _parquet_lines}.get(PurePosixPath(uri).suffix, _jsonl_lines)
+    first = next(iter(reader(uri)), None)
+    if first is not None and isinstance(first[1], dict):
+        _check_manifest_columns(uri, first[1], ("source",))
+    return Input("photos", storage.parent(uri), lambda: _manifest_rows(reader(uri), origin, ("source",)))
+
+
 def _open_folder(uri: str, origin: str) -> Input:
     store = storage.storage_for(uri)
     listing = (entry.uri for entry in store.list(uri) if not _hidden(storage.relative(uri, entry.uri)))
@@ -208,13 +222,13 @@ def _paired(item: str, found: dict[str, tuple[str, int, str]], origin: str) -> P
     return row
 
 
-def _check_manifest_columns(uri: str, names: Iterable[str]) -> None:
+def _check_manifest_columns(uri: str, names: Iterable[str], needed: tuple[str, ...] = ("source", "mask")) -> None:
     names = list(names)
-    missing = [name for name in ("source", "mask") if name not in names]
+    missing = [name for name in needed if name not in names]
     if missing:
         raise UsageError(
-            f"manifest {uri} has no column {' and '.join(missing)}: found {', '.join(names[:20]) or 'none'}; it needs source and mask, "
-            f"and may have {', '.join(name for name in MANIFEST_COLUMNS if name not in ('source', 'mask'))}"
+            f"manifest {uri} has no column {' and '.join(missing)}: found {', '.join(names[:20]) or 'none'}; it needs "
+            f"{' and '.join(needed)}, and may have {', '.join(name for name in MANIFEST_COLUMNS if name not in needed)}"
         )
 
 
@@ -285,7 +299,7 @@ def _parquet_lines(uri: str) -> Iterator[Line]:
             yield number, values
 
 
-def _manifest_rows(lines: Iterable[Line], origin: str) -> Iterator[PlanRow]:
+def _manifest_rows(lines: Iterable[Line], origin: str, needed: tuple[str, ...] = ("source", "mask")) -> Iterator[PlanRow]:
     for number, values in lines:
         if isinstance(values, str):
             yield PlanRow(f"line-{number}", origin=origin, error="bad_manifest_line", message=f"{values}; correct the line")
@@ -295,7 +309,8 @@ def _manifest_rows(lines: Iterable[Line], origin: str) -> Iterator[PlanRow]:
         row = PlanRow(given.get("id") or record.id_from_uris(source or f"line {number}", mask or ""), origin=origin)
         for name, value in given.items():
             setattr(row, name, value)
-        missing = [name for name in ("source", "mask") if not given.get(name)]
+        missing = [name for name in needed if not given.get(name)]
         if missing:
-            row.error, row.message = "bad_manifest_line", f"row {number} has no {' and no '.join(missing)}; give both URIs"
+            what = "both URIs" if len(needed) > 1 else "its URI"
+            row.error, row.message = "bad_manifest_line", f"row {number} has no {' and no '.join(missing)}; give {what}"
         yield row

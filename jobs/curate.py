@@ -97,7 +97,8 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     job = CurateJob(config, inputs, classes, tuple(licences))
     files = JobFiles(output)
     finished = read_object(files.dataset) is not None and not config.overwrite and not config.retry_failed
-    with nullcontext() if finished else ray_cluster(config.address):
+    on_driver = config.measure == "metadata" and config.pictures == "in-place" and not config.against
+    with nullcontext() if finished or on_driver else ray_cluster(config.address):
         found = Input("selection", job.base(), job.chosen_rows)
         settings = replace(RunSettings.of(config), input=",".join(inputs) if len(inputs) > 1 else inputs[0])
         if config.pictures == "in-place":

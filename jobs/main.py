@@ -24,8 +24,10 @@ from jobs.data_config import ComposeConfig, EffectsConfig, EncodeConfig, Evaluat
 from jobs.operations_config import DoctorConfig, PlanConfig
 from jobs.review_config import ReviewConfig
 from jobs.rounds_config import RoundsConfig
+from jobs.segment_config import SegmentConfig
 from jobs.serve_config import ServeConfig
 from jobs.signals import interrupt_on_terminate
+from jobs.stats_config import StatsConfig
 from jobs.train_config import TrainConfig
 
 COMMANDS: Final[dict[str, tuple[type[Any], str]]] = {
@@ -36,10 +38,12 @@ COMMANDS: Final[dict[str, tuple[type[Any], str]]] = {
     "compose": (ComposeConfig, "jobs.compose"),
     "effects": (EffectsConfig, "jobs.effects"),
     "curate": (CurateConfig, "jobs.curate"),
+    "segment": (SegmentConfig, "jobs.segment"),
     "encode": (EncodeConfig, "jobs.encode"),
     "train": (TrainConfig, "jobs.train"),
     "evaluate": (EvaluateConfig, "jobs.evaluate"),
     "verify": (config.VerifyConfig, "jobs.verify"),
+    "stats": (StatsConfig, "jobs.stats"),
     "report": (config.ReportConfig, "jobs.report"),
     "review": (ReviewConfig, "jobs.review"),
     "rounds": (RoundsConfig, "jobs.rounds"),

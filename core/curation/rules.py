@@ -82,15 +82,26 @@ def parse_classes(text: str) -> frozenset[str]:
     if text in ("", "none"):
         return frozenset()
     if text == "default":
-        return _lines(resources.files("core.curation").joinpath("excluded_classes.txt").read_text("utf-8"))
+        lines = _lines(resources.files("core.curation").joinpath("excluded_classes.txt").read_text("utf-8"))
+        return frozenset(name.casefold() for name in lines)
+    return frozenset(name.casefold() for name in parse_class_names(text))
+
+
+def parse_class_names(text: str) -> list[str]:
+    """Class names as they are written: names with commas between them, or the lines of a ``.txt`` file, where # begins a remark.
+
+    Raises:
+        UsageError: the file is no text in UTF-8.
+        StorageError: it cannot be read.
+    """
     if not text.endswith(".txt"):
-        return frozenset(name.strip().casefold() for name in text.split(",") if name.strip())
+        return [name.strip() for name in text.split(",") if name.strip()]
     uri = storage.normalize_uri(text)
     try:
         return _lines(storage.storage_for(uri).read(uri).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UsageError(f"--exclude {uri} is no text in UTF-8; save it anew") from error
+        raise UsageError(f"{uri} is no text in UTF-8; save it anew") from error
 
 
-def _lines(text: str) -> frozenset[str]:
-    return frozenset(name.casefold() for line in text.splitlines() if (name := line.partition("#")[0].strip()))
+def _lines(text: str) -> list[str]:
+    return [name for line in text.splitlines() if (name := line.partition("#")[0].strip())]
