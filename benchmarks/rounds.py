@@ -199,7 +199,9 @@ def settings_for(options: argparse.Namespace) -> dict[str, Any]:
     """The run's YAML."""
     training = {"data.sizes": [128], "data.batch_size": 8, "loop.micro_batch_size": 8, "loop.precision": "float32", "loop.log_every": 20}
     often = {"loop.checkpoint_every": 25, "loop.validate_every": 0, "loop.picture_items": 0}
-    remover = training | often | {"loop.steps": options.steps, "optimiser.learning_rate": 2.0e-5}
+    # the embedded model's own conditioning
+    remover = training | often | {"remover.conditioning": "prefilled", "remover.latent_mask": "max", "data.validation_share": 0.0}
+    remover |= {"loop.steps": options.steps, "optimiser.learning_rate": 1.0e-5}
     judge = training | often | {"data.sizes": [256], "loop.steps": options.judge_steps, "optimiser.learning_rate": 3.0e-4}
     distilled = {"lcm": {"recipe": "tiny-lcm", "changes": training | often | {"loop.steps": options.steps}}} if options.lcm else {}
     return {
@@ -212,7 +214,7 @@ def settings_for(options: argparse.Namespace) -> dict[str, Any]:
         "automatic": {"items": options.automatic, "audit": 0.5},
         "threshold": {"precision": 0.6, "confidence": 0.8, "least_labels": 15},
         "train": {
-            "remover": {"recipe": "tiny-remover", "changes": remover},
+            "remover": {"recipe": "smoke", "changes": remover},
             "discriminator": {"recipe": "tiny-discriminator", "changes": judge},
             **distilled,
         },

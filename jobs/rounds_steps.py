@@ -6,7 +6,7 @@ A step writes below its own folder and nowhere else, and may be killed at any mo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, Final
@@ -19,7 +19,6 @@ from core.discriminator_config import find_discriminator
 from core.eraser import identity
 from core.errors import CleanplateError, UsageError
 from core.labels import Label, read_labels, success_rate, write_labels
-from core.ledger import list_parts, read_columns
 from core.plan import PLAN_SCHEMA, PlanRow
 from core.readers import Input
 from core.rounds.duplicates import KnownPhotos
@@ -27,13 +26,14 @@ from core.rounds.ledger import Entry, data_fingerprint, digest
 from core.rounds.sampling import FIRST, choose_for_people, is_held_out, next_items, place_of
 from core.rounds.settings import RoundsSettings, TrainingSettings
 from core.rounds.steps import Step
-from core.rounds.threshold import Judged, choose_threshold, measure
+from core.rounds.threshold import choose_threshold, measure
 from jobs.clean import CleanJob, choose_discriminator, eraser_settings
 from jobs.config import CleanConfig
 from jobs.data_config import EvaluateConfig
 from jobs.evaluate import evaluate
 from jobs.rounds_data import Chosen, merge, photo_signatures, rows_of
 from jobs.rounds_labels import QUEUE_SCHEMA, LabelSource, label_source, read_table, write_table
+from jobs.rounds_results import is_kept, judged_results, light_rows, plan_row, rounded
 from jobs.runner import RunSettings, run_job
 from jobs.train import plan_workers
 from jobs.train_config import TrainConfig
@@ -41,7 +41,6 @@ from training.settings import ObjectiveName, TrainSettings, load_recipe
 from training.trainer import train
 
 SAMPLE, QUEUE, LABELS, PHOTOS, ERASED = "sample.parquet", "queue.parquet", "labels.parquet", "photos.bin", "erased"
-_DIGITS: Final = 6
 _TRAINED: Final = ("steps", "items", "loss", "validation_loss", "calibration_auroc", "calibration_accuracy")
 """Figures of a training that are the same however often it was killed."""
 WITHOUT_CLUSTER: Final = ("queue", "labels", "threshold")
@@ -194,7 +193,7 @@ class RoundsSteps:
     def _queue(self, call: Call) -> Outcome:
         """Which results people see, in which order."""
         erased, settings = self._erased(call.follows), self.settings
-        rows = {row["id"]: row for row in _light(erased, ("score", "model", "category", "seed", "round", "width", "height"))}
+        rows = {row["id"]: row for row in light_rows(erased, ("score", "model", "category", "seed", "round", "width", "height"))}
         scores = [(item, row["score"]) for item, row in rows.items()]
         chosen = choose_for_people(scores, call.step.count, random_share=self._random_share(call.step), seed=settings.seed)
         several = settings.labels.overlap * 2**63
@@ -227,20 +226,20 @@ class RoundsSteps:
             "labels": len(labels),
             "accepted": sum(one.accepted is True for one in labels),
             "undecided": sum(one.accepted is None for one in labels),
-            "success_rate": _rounded(asdict(rate)) if rate else None,
-            "measured": _rounded(measure(_judged(queue, labels, random_only=True), self.settings.threshold.usual)),
+            "success_rate": rounded(asdict(rate)) if rate else None,
+            "measured": rounded(measure(judged_results(queue, labels, random_only=True), self.settings.threshold.usual)),
         }
         return Outcome(result, outside=digest([asdict(one) for one in labels]))
 
     def _threshold(self, call: Call) -> Outcome:
         """The threshold that people's random part bears out, and what it comes to."""
         labels = self._read_labels(call.follows["labels"])
-        rows = _light(self._erased(call.follows), ("score", "model", "category"))
-        judged = _judged(rows, list(labels.values()))
+        rows = light_rows(self._erased(call.follows), ("score", "model", "category"))
+        judged = judged_results(rows, list(labels.values()))
         choice = choose_threshold(judged, self.settings.threshold)
-        kept = sum(_is_kept(row, labels, choice.threshold) for row in rows)
+        kept = sum(is_kept(row, labels, choice.threshold) for row in rows)
         found = {"run": len(rows), "kept": kept, **asdict(choice), "measured": measure(judged, choice.threshold)}
-        return Outcome(_rounded(found))
+        return Outcome(rounded(found))
 
     def _merge(self, call: Call) -> Outcome:
         """The triplets that a remover is trained on: those that were given, and all erasures that were accepted so far."""
@@ -255,8 +254,8 @@ class RoundsSteps:
                 limit = call.follows.get(f"{stage}-threshold")
                 threshold = float(limit.result["threshold"]) if limit is not None else None
                 erased = self._erased({"erased": entry})
-                rows = [row for row in self._in_order(erased, "score", "category", "origin") if _is_kept(row, labels, threshold)]
-                chosen += [Chosen(_plan_row(erased, row), "accepted") for row in rows]
+                rows = [row for row in self._in_order(erased, "score", "category", "origin") if is_kept(row, labels, threshold)]
+                chosen += [Chosen(plan_row(erased, row), "accepted") for row in rows]
         if not chosen:
             raise CleanplateError(f"{call.step.name}: there is nothing to train on: people accepted no result; judge more, or give initial")
         return Outcome(merge(call.output, chosen, self._known(call)))
@@ -272,7 +271,7 @@ class RoundsSteps:
             for row in self._in_order(erased, "category", "origin"):
                 label = labels.get(row["id"])
                 if label is not None and label.accepted is not None:
-                    use = Chosen(_plan_row(erased, row), "judged_accepted" if label.accepted else "judged_rejected")
+                    use = Chosen(plan_row(erased, row), "judged_accepted" if label.accepted else "judged_rejected")
                     parts[is_held_out(row["id"], self.settings.train.held_out)].append(use)
         judged = len(parts[False])
         if self._takes_triplets and "initial" in call.follows:
@@ -282,8 +281,8 @@ class RoundsSteps:
         return Outcome({"judged": judged, "items": found["items"], "held_out": held["items"]})
 
     def _in_order(self, dataset: str, *columns: str) -> list[dict[str, Any]]:
-        """As ``_light``, in the order of the sample: the same whatever was killed, and neighbours are mostly neighbours in a shard."""
-        return sorted(_light(dataset, columns), key=lambda row: (place_of(row["id"], self.settings.seed), row["id"]))
+        """As ``light_rows``, in the order of the sample: the same whatever was killed, and neighbours are mostly neighbours in a shard."""
+        return sorted(light_rows(dataset, columns), key=lambda row: (place_of(row["id"], self.settings.seed), row["id"]))
 
     @cached_property
     def _takes_triplets(self) -> bool:
@@ -299,7 +298,7 @@ class RoundsSteps:
         settings = self._recipe(call.step, model)
         config = TrainConfig(objective=settings.objective, data=data, output=call.output, validation=validation)
         summary = train(settings, plan_workers(config, settings))
-        return Outcome(_rounded({name: summary[name] for name in _TRAINED if name in summary}))
+        return Outcome(rounded({name: summary[name] for name in _TRAINED if name in summary}))
 
     def _recipe(self, step: Step, model: str) -> TrainSettings:
         objective: ObjectiveName = step.kind  # type: ignore[assignment]
@@ -325,7 +324,7 @@ class RoundsSteps:
             )
             summary = evaluate(asked)
             means = {figure: estimate["mean"] for figure, estimate in summary["metrics"].items()}
-            found[name] = _rounded({**means, "items": summary["out"], "success_rate": summary["success_rate"]})
+            found[name] = rounded({**means, "items": summary["out"], "success_rate": summary["success_rate"]})
         return Outcome(found)
 
     def _given(self, step: Step) -> tuple[str, ...]:
@@ -362,51 +361,3 @@ class RoundsSteps:
         if name not in self._fingerprints:
             self._fingerprints[name] = find_discriminator(locate(name)).fingerprint()
         return self._fingerprints[name]
-
-
-def _light(dataset: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
-    """``id``, ``shard`` (its name), ``row`` and some columns of every record, read without a picture."""
-    found = []
-    for uri in list_parts(dataset):
-        table = read_columns(uri, ("id", *columns))
-        name = storage.relative(dataset, uri)
-        found += [{**values, "shard": name, "row": row} for row, values in enumerate(table.to_pylist())]
-    return found
-
-
-def _plan_row(dataset: str, row: Mapping[str, Any]) -> PlanRow:
-    known = {one.name for one in fields(PlanRow)}
-    return PlanRow(**{name: value for name, value in row.items() if name in known} | {"shard": storage.join(dataset, row["shard"])})
-
-
-def _is_kept(row: Mapping[str, Any], labels: Mapping[str, Label], threshold: float | None) -> bool:
-    """People's word stands where they gave one; elsewhere the score decides, where there is a threshold."""
-    label = labels.get(row["id"])
-    if label is not None:
-        return label.accepted is True
-    return threshold is not None and row["score"] is not None and row["score"] > threshold
-
-
-def _judged(rows: list[dict[str, Any]], labels: list[Label], *, random_only: bool = False) -> list[Judged]:
-    """The scored results that people decided about."""
-    decided = {one.id: one for one in labels if one.accepted is not None and (not random_only or one.sampled_by == "random")}
-    return [
-        Judged(row["score"], bool(decided[row["id"]].accepted), _groups(row))
-        for row in sorted(rows, key=lambda row: str(row["id"]))
-        if row["id"] in decided and row["score"] is not None
-    ]
-
-
-def _groups(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    # a model that the run has made is named by its step, wherever the run's folder is
-    eraser = str(row.get("model") or "").rsplit("@", 1)[0].rstrip("/").rsplit("/", 1)[-1]
-    return tuple((kind, name) for kind, name in (("model", eraser), ("category", str(row.get("category") or ""))) if name)
-
-
-def _rounded(value: Any) -> Any:
-    """Floats to six significant digits: further ones may differ with the order in which threads were done."""
-    if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}")
-    if isinstance(value, Mapping):
-        return {name: _rounded(inner) for name, inner in value.items()}
-    return value

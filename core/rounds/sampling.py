@@ -66,10 +66,17 @@ def choose_for_people(scores: Sequence[tuple[str, float | None]], count: int, *,
     shuffled = sorted(scores, key=lambda one: (place_of(one[0], seed, "people"), one[0]))
     count = min(count, len(shuffled))
     drawn = count if count == len(shuffled) else min(count, max(1, round(count * random_share)))
-    weight = len(shuffled) / drawn if drawn else 0.0
-    chosen = [Queued(item, score, "random", weight) for item, score in shuffled[:drawn]]
-    unsure = sorted(shuffled[drawn:], key=lambda one: (abs((0.5 if one[1] is None else one[1]) - 0.5), one[0]))
-    return chosen + [Queued(item, score, "uncertain", 1.0) for item, score in unsure[: count - drawn]]
+    weight = len(shuffled) / drawn if drawn else 1.0
+    unsure = sorted(shuffled[drawn:], key=_certainty)[: count - drawn]
+    # what is no surer than the last of these would have been shown in any case
+    limit = _certainty(unsure[-1]) if unsure else (-1.0, "")
+    chosen = [Queued(one[0], one[1], "random", 1.0 if _certainty(one) <= limit else weight) for one in shuffled[:drawn]]
+    return chosen + [Queued(item, score, "uncertain", 1.0) for item, score in unsure]
+
+
+def _certainty(one: tuple[str, float | None]) -> tuple[float, str]:
+    """How far a score is from one half, ties by id; an item without a score is as uncertain as can be."""
+    return abs((0.5 if one[1] is None else one[1]) - 0.5), one[0]
 
 
 def is_held_out(item_id: str, share: float) -> bool:
