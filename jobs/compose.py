@@ -15,6 +15,7 @@ import pyarrow as pa
 import ray
 
 from core import storage
+from core.collections.licences import check_accepted, parse_accepted
 from core.composing.annotations import Annotations
 from core.composing.collection import Collection, Listing, list_pictures, read_annotations
 from core.composing.composer import Composer, ComposeSettings
@@ -51,6 +52,7 @@ def compose(config: ComposeConfig) -> dict[str, Any]:
     annotations, fingerprint = read_annotations(config.annotations)
     photos, cutouts = list_pictures(config.backgrounds, "photos"), list_pictures(config.cutouts, "cut-outs")
     job = ComposeJob(config, photos, cutouts, annotations, fingerprint)
+    check_accepted(job.licences(), parse_accepted(config.accept_license))
     settings = RunSettings(
         input=config.backgrounds,
         origin=ORIGIN,
@@ -86,7 +88,7 @@ class ComposeJob:
             "cutouts_fingerprint": self.cutouts.fingerprint,
             "annotations": config.annotations,
             "annotations_fingerprint": self.annotations_fingerprint,
-            "licences": self._licences(),
+            "licences": self.licences(),
             **{name: getattr(config, name) for name in _DECIDING},
         }
 
@@ -106,7 +108,7 @@ class ComposeJob:
         arguments = (collection, made, self._model(), config.image_format, monitor)
         return actor_stage(rows, ComposeStage, arguments, pools, pools.min_actors, pools.max_actors)
 
-    def _licences(self) -> list[str]:
+    def licences(self) -> list[str]:
         """All licences that the annotations name for the listed pictures, or ``unknown``."""
         named = {self.annotations.photo(name).licence for name in self.photos.names}
         named |= {self.annotations.object(name).licence for name in self.cutouts.names}

@@ -25,6 +25,7 @@ class ComposeConfig:
         max_objects: most objects in a picture; one is the target, the others stay
         reflections: share of the pictures with a smooth floor in which it mirrors the objects
         image_format: how source and target are encoded: jpeg (quality 95, 4:4:4) or png
+        accept_license: licences that the annotations name and that you may use although they are restricted, with commas
         max_failure_rate: share of failed items (after 200) at which the job stops
         overwrite: start anew where the output holds another job's results
         retry_failed: take the items in failures/ up again
@@ -48,6 +49,7 @@ class ComposeConfig:
     max_objects: int = 3
     reflections: float = 0.5
     image_format: Literal["jpeg", "png"] = "jpeg"
+    accept_license: str = ""
     max_failure_rate: float = 0.05
     overwrite: bool = False
     retry_failed: bool = False

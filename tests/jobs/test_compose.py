@@ -130,3 +130,13 @@ def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is inside --backgrounds"):
         compose(config(folder, folder / "photos" / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_restricted_licences_are_refused_until_accepted(folder: Path, tmp_path: Path) -> None:
+    notes = json.loads((folder / "notes.json").read_text())
+    for entry in notes["objs"]:
+        entry["licence"] = "CC-BY-NC-4.0"
+    (tmp_path / "notes.json").write_text(json.dumps(notes))
+    with pytest.raises(UsageError, match=r"stands under CC-BY-NC-4\.0, which is restricted.*--accept-license cc-by-nc-4\.0"):
+        compose(config(folder, tmp_path / "out", annotations=str(tmp_path / "notes.json")))
+    assert not (tmp_path / "out").exists()
