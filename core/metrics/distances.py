@@ -26,12 +26,16 @@ def frechet_distance(first_ND: Features, second_MD: Features) -> float:
     """
     first_ND, second_MD = _checked(first_ND, second_MD)
     means = first_ND.mean(axis=0) - second_MD.mean(axis=0)
-    first_DD, second_DD = np.atleast_2d(np.cov(first_ND, rowvar=False)), np.atleast_2d(np.cov(second_MD, rowvar=False))
-    # the trace of the product's root is the sum of the roots of its eigenvalues, which are those of a symmetric matrix
-    values, vectors = np.linalg.eigh(first_DD)
-    root_DD = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    shared = np.sqrt(np.linalg.eigvalsh(root_DD @ second_DD @ root_DD).clip(0)).sum()
-    return float(max(0.0, means @ means + np.trace(first_DD) + np.trace(second_DD) - 2 * shared))
+    first, second = (_root(features) for features in (first_ND, second_MD))
+    # the trace of the root of a product A'A B'B of covariances is the sum of the singular values of A B'
+    shared = np.linalg.svd(first @ second.T, compute_uv=False).sum()
+    return float(max(0.0, means @ means + (first**2).sum() + (second**2).sum() - 2 * shared))
+
+
+def _root(features_ND: Features) -> Features:
+    """A matrix A of at most D rows for which A'A is the covariance of the features: no D x D root is taken where pictures are few."""
+    centred_ND = (features_ND - features_ND.mean(axis=0)) / np.sqrt(len(features_ND) - 1)
+    return centred_ND if len(features_ND) <= features_ND.shape[1] else np.asarray(np.linalg.qr(centred_ND, mode="r"))
 
 
 def kernel_distance(first_ND: Features, second_MD: Features) -> float:
