@@ -22,7 +22,6 @@ from tests.conftest import S3
 from tests.faulty_s3 import KINDS, FaultyS3
 from tests.jobs.support import read_rows
 
-
 pytestmark = pytest.mark.slow
 
 
