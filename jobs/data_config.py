@@ -99,6 +99,12 @@ class EvaluateConfig:
         input: dataset with erasures, folder (source/, mask/, erased/, target/, effect_mask/) or manifest; local or s3://
         output: folder for metrics.parquet (one row an item), failures.parquet and metrics.json; the default only prints
         reference: dataset, folder or manifest with target (and effect_mask) of the same ids, where the input has none
+        compare: other erasures of the same items, with commas between them; all go into one table, with paired differences from --input
+        known_set: published set that --reference is a copy of (ober-test, rord-val-343, removalbench, rorem-500); its size is checked
+        labels: file of labels that people gave these erasures (cleanplate review --export labels), for their success rate
+        inception: TorchScript file of the Inception, for FID and KID; without one they are left out
+        clip: folder of a CLIP model in transformers' layout, for CMMD; without one it is left out
+        sam: folder of a Segment Anything model in transformers' layout, for ReMOVE and ReMOVE+; without one they are left out
         discriminator: model whose discriminator scores what the input has no score of; none for stored scores only
         threshold: a score above this is a success
         lpips: auto leaves LPIPS out where its weights are not at hand, and says so; on fails then; off does without
@@ -111,6 +117,12 @@ class EvaluateConfig:
     input: str
     output: str | None = None
     reference: str | None = None
+    compare: str = ""
+    known_set: str = ""
+    labels: str | None = None
+    inception: str | None = None
+    clip: str | None = None
+    sam: str | None = None
     discriminator: str = "tiny"
     threshold: float = 0.9
     lpips: Literal["auto", "on", "off"] = "auto"

@@ -29,9 +29,11 @@ from core.checkpoints import locate
 from core.errors import CleanplateError, ItemError, StorageError, StorageUnavailable, UsageError
 from core.fetch import Fetcher
 from core.images import decode_photo
+from core.labels import read_labels, success_rate
 from core.masks import Mask, decode_mask
 from core.metrics.comparison import FIGURES, Case, Figures
 from core.metrics.fidelity import resize_to
+from core.metrics.known_sets import check_known_set
 from core.metrics.perceptual import Lpips
 from core.metrics.statistics import bootstrap_mean, wilson_interval
 from core.parallel import map_ahead
@@ -41,6 +43,7 @@ from core.record import FAILURE_SCHEMA
 from core.scoring import Scorer, score_results
 from core.workload import failure
 from jobs.data_config import EvaluateConfig
+from jobs.evaluate_networks import REMOVAL_FIGURES, EvaluationNetworks
 from jobs.progress import LOG_SECONDS
 
 log = logging.getLogger(__name__)
@@ -49,13 +52,17 @@ PASTED: Final = "pasted_"
 METRICS_SCHEMA: Final = pa.schema(
     [pa.field(name, pa.string()) for name in ("id", "origin", "category", "model")]
     + [pa.field("score", pa.float32())]
-    + [pa.field(name, pa.float64()) for name in (*FIGURES, *(PASTED + name for name in FIGURES))]
+    + [pa.field(name, pa.float64()) for name in (*FIGURES, *(PASTED + name for name in FIGURES), *REMOVAL_FIGURES)]
 )
 """One row an item; null where a figure has no meaning for it."""
 
 
 def run(config: EvaluateConfig) -> int:
-    """Print the table, or with ``--json`` the summary that ``evaluate`` returns."""
+    """Print the table, or with ``--json`` the summary that ``evaluate`` returns; with ``--compare`` those of ``jobs.compare``."""
+    if config.compare:
+        from jobs.compare import run as run_comparison
+
+        return run_comparison(config)
     summary = evaluate(config)
     if config.json:
         print(json.dumps(summary))
@@ -96,6 +103,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if with_target < len(rows):
         left_out["figures against the truth"] = f"{len(rows) - with_target} of {len(rows)} items have no target"
     accepted = sum(score > config.threshold for score in scores)
+    labels = success_rate(read_labels(config.labels)) if config.labels else None
+    if config.labels and labels is None:
+        left_out["success of people"] = f"{config.labels} has no decided label of the random part"
     summary = {
         "input": storage.normalize_uri(config.input),
         "reference": storage.normalize_uri(config.reference) if config.reference else None,
@@ -110,7 +120,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "scores_made": evaluation.scores_made,
         "threshold": config.threshold,
         "success_rate": asdict(wilson_interval(accepted, len(scores))) if scores else None,
-        "metrics": _estimates(rows, ("score", *FIGURES), ""),
+        "people_success_rate": asdict(labels) if labels else None,
+        "distances": evaluation.networks.distances(),
+        "metrics": _estimates(rows, ("score", *FIGURES, *REMOVAL_FIGURES), ""),
         "metrics_pasted": _estimates(rows, FIGURES, PASTED),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -137,7 +149,12 @@ class _Evaluation:
             found = open_input(config.reference)
             self._reference_fetcher = Fetcher(found.base)
             self._reference = {row.id: row for row in found.rows()}
+            check_known_set(config.known_set, len(self._reference))
+        elif config.known_set:
+            raise UsageError("--known-set says what --reference is; give the local copy of the set as --reference")
         self._lpips = self._load_lpips()
+        self.networks = EvaluationNetworks(inception=config.inception, clip=config.clip, sam=config.sam, device=config.device)
+        self.left_out |= self.networks.left_out
         self._scorer: Scorer | None = None
         self._networks = threading.Lock()
 
@@ -192,7 +209,9 @@ class _Evaluation:
         )
         erased = resize_to(erased, truth.height, truth.width, "erasure")
         plain, pasted = (self._figures(case, picture) for picture in (erased, case.paste(erased)))
-        return found | asdict(plain) | {PASTED + name: value for name, value in asdict(pasted).items()}
+        self.networks.add(values["id"], erased, case.truth)
+        removal = self.networks.removal(erased, case.source, case.mask, case.effect_mask)
+        return found | asdict(plain) | {PASTED + name: value for name, value in asdict(pasted).items()} | removal
 
     def _figures(self, case: Case, picture: Any) -> Figures:
         figures = case.compare(picture)
@@ -286,6 +305,10 @@ def _print(summary: dict[str, Any]) -> None:
     if rate:
         scored = f"{rate['count']:,}"
         table.add_row(f"share with score > {summary['threshold']:g}", _words(rate, 3), "", scored)
+    if summary["people_success_rate"]:
+        table.add_row("success of people", _words(summary["people_success_rate"], 3), "", f"{summary['people_success_rate']['count']:,}")
+    for name, found in summary["distances"].items():
+        table.add_row(name, f"{found['value']:.4f}", "", f"{found['count']:,}")
     Console(width=max(Console().width, _LEAST_COLUMNS), soft_wrap=True).print(table)
     for name, reason in summary["left_out"].items():
         print(f"left out: {name}: {reason}")

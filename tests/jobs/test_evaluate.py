@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, SamConfig, SamModel, SamVisionConfig
 
 from core import storage
 from core.checkpoints import locate
 from core.discriminator import Discriminator
 from core.errors import CleanplateError, UsageError
-from core.images import encode_image
+from core.images import decode_photo, encode_image
+from core.labels import label_of, write_labels
 from core.ledger import write_shard
 from core.masks import encode_mask
 from core.metrics.comparison import FIGURES, Case
+from core.metrics.distances import frechet_distance
+from core.metrics.features import Inception, SamFeatures
 from core.metrics.perceptual import ENVIRONMENT, Lpips
+from core.metrics.removal import remove_score
 from core.metrics.statistics import bootstrap_mean, wilson_interval
 from core.readers import parquet_source
 from core.record import RECORD_SCHEMA, empty_record, image_value
@@ -31,6 +37,8 @@ from tests.core.metrics.lpips_weights import random_weights
 from tests.pictures import box_mask, gradient, put, with_object
 
 NAMES = ("a", "b", "c", "d")
+NETWORKS = {"fid, kid": "no --inception", "cmmd": "no --clip", "remove, remove_plus": "no --sam"}
+"""What is left out where no path of a network is given."""
 WIDTH, HEIGHT = 64, 48
 
 
@@ -107,7 +115,7 @@ def test_figures_equal_the_direct_ones(folder: str, weights: Path) -> None:
     output = storage.join(folder, "out")
     summary = evaluate(EvaluateConfig(input=folder, output=output, threads=2))
     assert (summary["in"], summary["out"], summary["failed"], summary["with_target"]) == (4, 4, 0, 4)
-    assert (summary["scores_stored"], summary["scores_made"], summary["left_out"]) == (0, 4, {})
+    assert (summary["scores_stored"], summary["scores_made"], summary["left_out"]) == (0, 4, NETWORKS)
     lpips, scorer = Lpips(weights, device="cpu"), Discriminator(locate("tiny"), device="cpu")
     rows = read(output)
     assert list(rows) == list(NAMES)
@@ -145,7 +153,7 @@ def test_an_accepted_erasure_is_no_truth_and_a_reference_may_bring_it(tmp_path: 
     dataset = write_records(tmp_path / "dataset", rows)
     summary = evaluate(EvaluateConfig(input=dataset, output=str(tmp_path / "alone")))
     assert (summary["with_target"], summary["metrics_pasted"], set(summary["metrics"])) == (0, {}, {"score"})
-    assert summary["left_out"] == {"figures against the truth": "4 of 4 items have no target"}
+    assert summary["left_out"] == NETWORKS | {"figures against the truth": "4 of 4 items have no target"}
     assert read(str(tmp_path / "alone"))["a"]["psnr"] is None
     put(str(tmp_path / "truth"), files(("a", "c", "d"), roles=("source", "mask", "target", "effect_mask")))
     summary = evaluate(EvaluateConfig(input=dataset, reference=str(tmp_path / "truth"), output=str(tmp_path / "out")))
@@ -202,7 +210,7 @@ def test_missing_lpips_weights_are_said(tmp_path: Path, monkeypatch: pytest.Monk
         evaluate(EvaluateConfig(input=str(tmp_path), lpips="on"))
     assert run(EvaluateConfig(input=str(tmp_path), discriminator="none", lpips="off", json=True)) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["left_out"] == {}
+    assert summary["left_out"] == NETWORKS
     assert "lpips" not in summary["metrics"]
 
 
@@ -217,3 +225,64 @@ def test_wrong_calls_are_refused(tmp_path: Path) -> None:
     put(str(tmp_path), files(("a",)))
     with pytest.raises(UsageError, match="no model no-such-model"):
         evaluate(EvaluateConfig(input=str(tmp_path), discriminator="no-such-model"))
+
+
+def test_networks_that_are_at_hand_are_asked(tmp_path: Path) -> None:
+    """Small random ones, of the classes and layouts of the published ones."""
+    torch.manual_seed(0)
+    pooled = torch.nn.Sequential(torch.nn.AvgPool2d(64, 64), torch.nn.Flatten(), torch.nn.Linear(48, 2048))
+    torch.jit.trace(pooled, torch.zeros(1, 3, 299, 299)).save(tmp_path / "inception.pt")
+    small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = CLIPVisionConfig(**small, image_size=32, patch_size=8, projection_dim=12)
+    CLIPVisionModelWithProjection(clip).save_pretrained(tmp_path / "clip")
+    vision = {**small, "image_size": 64, "patch_size": 4, "output_channels": 8, "mlp_dim": 32, "global_attn_indexes": [0], "window_size": 4}
+    SamModel(SamConfig(vision_config=SamVisionConfig(**vision))).save_pretrained(tmp_path / "sam")
+    put(str(tmp_path / "pairs"), files())
+    paths = {"inception": str(tmp_path / "inception.pt"), "clip": str(tmp_path / "clip"), "sam": str(tmp_path / "sam")}
+    config = EvaluateConfig(input=str(tmp_path / "pairs"), discriminator="none", lpips="off", output=str(tmp_path / "out"), **paths)
+    summary = evaluate(config)
+    assert summary["left_out"] == {}
+    assert {name: found["count"] for name, found in summary["distances"].items()} == {"fid": 4, "kid": 4, "cmmd": 4}
+    encoder = Inception(paths["inception"], device="cpu")
+    outputs = np.stack([encoder.features(erased) for _, erased in CASES.values()])
+    truths = np.stack([encoder.features(case.truth) for case, _ in CASES.values()])
+    assert summary["distances"]["fid"]["value"] == pytest.approx(frechet_distance(outputs, truths), rel=1e-9)
+    case, erased = CASES["b"]
+    sam = SamFeatures(paths["sam"], device="cpu")
+    assert read(str(tmp_path / "out"))["b"]["remove"] == pytest.approx(remove_score(sam, erased, case.mask), rel=1e-6)
+    assert summary["metrics"]["remove_plus"]["count"] == 4
+    for name in paths:
+        with pytest.raises(UsageError, match=r"no Inception|no model at"):
+            evaluate(replace(config, **{name: str(tmp_path / "nothing")}))
+
+
+def test_models_are_compared_on_the_same_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(str(tmp_path / "first"), files())
+    worse = files(NAMES[:3])
+    for name in NAMES[:3]:
+        worse[f"erased/{name}.png"] = encode_image(CASES[name][0].source)
+    put(str(tmp_path / "second"), worse)
+    labels = [label_of(name, ["accepted" if name != "a" else "rejected"], (), sampled_by="random", weight=1.0) for name in NAMES]
+    write_labels(str(tmp_path / "labels.parquet"), labels)
+    output = tmp_path / "out"
+    more: dict[str, Any] = {"discriminator": "none", "lpips": "off", "labels": str(tmp_path / "labels.parquet")}
+    config = EvaluateConfig(input=str(tmp_path / "first"), compare=str(tmp_path / "second"), output=str(output), **more)
+    assert run(config) == 0
+    printed = capsys.readouterr().out
+    assert printed.strip() == (output / "comparison.md").read_text().strip()
+    found = json.loads((output / "comparison.json").read_text())
+    assert found["models"]["first"]["people_success_rate"] == asdict(wilson_interval(3, 4))
+    psnr = found["table"]["second"]["psnr_effect"]
+    gains = [(case.compare(case.source).psnr_effect or 0) - (case.compare(erased).psnr_effect or 0) for case, erased in CASES.values()]
+    assert (psnr["difference"]["count"], psnr["difference"]["mean"]) == (3, pytest.approx(np.mean(gains[:3])))
+    assert (output / "comparison.csv").read_text().startswith("model,figure,mean")
+    sheet = decode_photo((output / "sheet.png").read_bytes(), max_megapixels=10).pixels
+    assert sheet.shape == (3 * 260 + 4, 4 * 260 + 4, 3)
+    twice = str(tmp_path / "first")
+    for changes, says in (({"output": None}, "--compare needs --output"), ({"compare": twice}, "the same input is given twice")):
+        with pytest.raises(UsageError, match=says):
+            run(replace(config, **changes))
+    with pytest.raises(UsageError, match="rorem-500 has 500 items, and this copy has 4"):
+        evaluate(EvaluateConfig(input=str(tmp_path / "first"), reference=str(tmp_path / "first"), known_set="rorem-500"))
+    with pytest.raises(UsageError, match="give the local copy of the set as --reference"):
+        evaluate(EvaluateConfig(input=str(tmp_path / "first"), known_set="rorem-500"))
