@@ -35,7 +35,10 @@ from jobs.stages import PlanReader
 
 log = logging.getLogger(__name__)
 
-NO_PROGRESS_SECONDS: Final = 300
+NO_PROGRESS_SECONDS: Final = 900
+"""After which a job that does nothing is ended; a node that fetches gigabytes of weights for its first actor takes minutes."""
+INIT_DEATHS: Final = 3
+"""Actors in a row that may die while they start, on a busy machine or a node that goes, before the job is given up (Ray: 0)."""
 TASK_CPUS: Final = 0.25
 
 
@@ -185,6 +188,7 @@ def set_up_ray_data() -> None:
     context.execution_options.preserve_order = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
     context.max_errored_blocks = 0
+    context.max_consecutive_actor_init_deaths = INIT_DEATHS
     context.enable_progress_bars = False
 
 
