@@ -67,10 +67,10 @@ def rounds(config: RoundsConfig) -> dict[str, Any]:
     """
     settings = settings_of(config)
     steps = steps_of(settings)
+    work = RoundsSteps(settings)
     ledger = StepLedger(settings.folder)
     lease = Lease.acquire(storage.join(ledger.folder, "lease"))
     try:
-        work = RoundsSteps(settings)
         done: list[str] = []
         while True:
             found = advance(steps, ledger, work, config.address)

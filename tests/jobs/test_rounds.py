@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"public": public, "collection": write_triplets(str(folder / "collection"), 21, category="disc")}
 
 
-def config_for(folder: Path, data: dict[str, str], **changes: Any) -> RoundsConfig:
+def config_for(folder: Path, data: dict[str, str], /, **changes: Any) -> RoundsConfig:
     values: dict[str, Any] = {
         "action": "run",
         "folder": str(folder),

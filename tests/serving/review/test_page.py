@@ -83,6 +83,8 @@ def test_fifty_decisions_through_undo_reload_and_a_killed_server(tmp_path: Path)
         assert wait(page, "desk.shown?.id") == expected[-1][0]
         expected[-1] = (press(page, "x"), "rejected")
 
+        saved(page)
+
         # what is decoded ahead can be judged while the server is dead
         wait(page, "desk.ahead.length > 8 && desk.ahead.slice(0, 8).every((item) => desk.pictures.known.get(item.id)?.made)")
         desk.kill()
