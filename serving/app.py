@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from fastapi import FastAPI
@@ -25,7 +25,11 @@ from serving.settings import ServingSettings
 from serving.store import ImageStore
 from serving.web import make_app
 
+if TYPE_CHECKING:
+    from serving.review.desk import Desk
+
 log = logging.getLogger("ray.serve")
+
 
 @serve.deployment(name="ingress")
 @serve.ingress()
@@ -38,7 +42,7 @@ class Ingress:
         if not settings.store and sum(node["Alive"] for node in ray.nodes()) > 1:
             log.warning("uploads lie on this machine alone, and the cluster has more; set store to an s3:// or shared folder")
         store = ImageStore(folder, int(settings.store_mb * 2**20), settings.expires_s)
-        self._service = Service(settings, RemoteGraph(settings, eraser, discriminator), store, read_keys(settings))
+        self._service = Service(settings, RemoteGraph(settings, eraser, discriminator), store, read_keys(settings), open_desk(settings))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self._service)
@@ -51,6 +55,18 @@ def own_folder() -> str:
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise UsageError(f"{folder} belongs to another user; name a folder for uploads with store")
     return str(folder)
+
+
+def open_desk(settings: ServingSettings) -> Desk | None:
+    """The review desk that the settings name; None where they name none. Raises UsageError where it cannot be opened."""
+    if not settings.review:
+        return None
+    try:
+        from serving.review.desk import Desk
+        from serving.review.store import open_store
+    except ImportError as error:
+        raise UsageError(f"the review desk needs more packages ({error}): pip install 'cleanplate[review]'") from error
+    return Desk.open(open_store(settings.review), settings.review_queue)
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -110,7 +111,8 @@ async def erase(
         async with service.room_for(source.photo.pixels.size / 3e6 * (candidates + 1)):
             chosen = await service.run(placed_mask, data, x, y, source.photo.width, source.photo.height, service.settings.max_megapixels)
             found = await service.erase(source, chosen, options(item, seed, candidates, steps, model, fit))
-            results = [await _kept_result(service, image_id, base or "", found, place, steps) for place in range(len(found.candidates))]
+            keep = partial(_kept_result, service, image_id, base or "", found, source.profile, steps)
+            results = [await keep(place) for place in range(len(found.candidates))]
     body = {
         "image": image_id,
         "id": found.item,
@@ -122,10 +124,12 @@ async def erase(
     return JSONResponse(body, headers=found.headers)
 
 
-async def _kept_result(service: Service, image_id: str, base: str, found: Erased, place: int, steps: int | None) -> dict[str, Any]:
+async def _kept_result(
+    service: Service, image_id: str, base: str, found: Erased, profile: bytes, steps: int | None, place: int
+) -> dict[str, Any]:
     one = found.candidates[place]
     box = await service.run(_box_of, found, one.pixels)
-    patch = await service.run(encode_patch, found.erasure.photo, one.pixels, box)
+    patch = await service.run(encode_patch, found.erasure.photo, one.pixels, box, profile)
     name = result_id(image_id, base, found.item, found.label, one.seed, steps, patch.hex())
     kept = Result(name, patch, base, box[0], box[1], found.item, one.seed, one.score, found.label)
     await service.run(service.store.put_result, image_id, kept)

@@ -46,11 +46,15 @@ def _at_least(low: int, high: int, extent: int) -> tuple[int, int]:
     return low - shift, high - shift
 
 
-def encode_patch(photo: Photo, result: np.ndarray, box: Box) -> bytes:
-    """PNG of the result in the box, with the photo's alpha where it has one: it replaces what it is painted on."""
+def encode_patch(photo: Photo, result: np.ndarray, box: Box, profile: bytes = b"") -> bytes:
+    """PNG of the result in the box, with the photo's alpha where it has one: it replaces what it is painted on.
+
+    Args:
+        profile: the photo's ``rgb_profile``, without which a patch on a photo of wide gamut would show other colours than it.
+    """
     x0, y0, x1, y1 = box
     alpha = None if photo.alpha is None else np.ascontiguousarray(photo.alpha[y0:y1, x0:x1])
-    return encode_image(np.ascontiguousarray(result[y0:y1, x0:x1]), alpha)
+    return _with_chunks(encode_image(np.ascontiguousarray(result[y0:y1, x0:x1]), alpha), b"", profile)
 
 
 def encode_result(source: bytes, photo: Photo, result: np.ndarray, image_format: str) -> bytes:
@@ -77,6 +81,11 @@ def encode_result(source: bytes, photo: Photo, result: np.ndarray, image_format:
     buffer = io.BytesIO()
     image.save(buffer, image_format.upper(), **options)
     return buffer.getvalue()
+
+
+def rgb_profile(source: bytes) -> bytes:
+    """The ICC profile of a photo's bytes where it is one of RGB; else empty."""
+    return _metadata(source)[1]
 
 
 def _metadata(source: bytes) -> tuple[bytes, bytes]:

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from core.errors import ItemError, UsageError
+from core.errors import ItemError, StorageUnavailable, UsageError
 
 log = logging.getLogger("ray.serve")
 
@@ -81,6 +81,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(UsageError)
     async def _usage(request: Request, error: UsageError) -> Response:
         return answer(problem_of(error), request)
+
+    @app.exception_handler(StorageUnavailable)
+    async def _away(request: Request, error: StorageUnavailable) -> Response:
+        log.warning("%s", error)
+        return answer(busy("the storage does not answer; try again", after_s=5), request)
 
     @app.exception_handler(RequestValidationError)
     async def _values(request: Request, error: RequestValidationError) -> Response:

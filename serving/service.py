@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -26,9 +26,13 @@ from serving.access import Access
 from serving.graph import Graph
 from serving.metrics import GraphMetrics
 from serving.networks import FillJob, ModelInfo
+from serving.pictures import rgb_profile
 from serving.problems import busy
 from serving.settings import ServingSettings
 from serving.store import ImageStore
+
+if TYPE_CHECKING:
+    from serving.review.desk import Desk  # which needs packages that a service without one does not
 
 _PLAIN: Final = string.ascii_letters + string.digits + string.punctuation.replace("%", "") + " "
 
@@ -50,10 +54,11 @@ class EraseOptions:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A photo to erase from, and the hash of its bytes (see ``source_digest``)."""
+    """A photo to erase from, the hash of its bytes (see ``source_digest``) and, of an upload, its ``rgb_profile``."""
 
     photo: Photo
     digest: hashlib.blake2b
+    profile: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +105,10 @@ class Erased:
 class Service:
     """The parts that routes use: graph, store, threads, decoded photos, admission."""
 
-    def __init__(self, settings: ServingSettings, graph: Graph, store: ImageStore, keys: tuple[str, ...] = ()) -> None:
-        self.settings, self.graph, self.store = settings, graph, store
+    def __init__(
+        self, settings: ServingSettings, graph: Graph, store: ImageStore, keys: tuple[str, ...] = (), desk: Desk | None = None
+    ) -> None:
+        self.settings, self.graph, self.store, self.desk = settings, graph, store, desk
         self.access = Access(keys, settings.requests_per_minute)
         self.metrics = GraphMetrics("ingress")
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="ingress")
@@ -162,15 +169,16 @@ class Service:
 
     def _open(self, image_id: str, result: str) -> Source:
         upload = self.store.get(image_id)
-        source = Source(decode_photo(upload.data, max_megapixels=self.settings.max_megapixels), source_digest(upload.data))
+        photo = decode_photo(upload.data, max_megapixels=self.settings.max_megapixels)
+        source = Source(photo, source_digest(upload.data), rgb_profile(upload.data))
         chain = self.store.chain(image_id, result) if result else []
         if not chain:
             return source
-        pixels = source.photo.pixels.copy()
+        pixels = photo.pixels.copy()
         for step in chain:
             paint(pixels, decode_photo(step.patch, max_megapixels=10_000), step.x, step.y)
         source.digest.update(result.encode())
-        return Source(replace(source.photo, pixels=pixels), source.digest)
+        return replace(source, photo=replace(photo, pixels=pixels))
 
     def forget(self, image_id: str) -> None:
         """Drop the decoded photos of an upload."""

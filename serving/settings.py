@@ -116,6 +116,10 @@ class ServingSettings:
     """Per key (per address where there are no keys) and ingress replica; 0 is no limit."""
     cors_origins: tuple[str, ...] = ()
 
+    review: str = ""
+    """Database of a review desk (SQLAlchemy URL, as ``cleanplate review --database``) that is shown at ``/review``; none by default."""
+    review_queue: str = "review"
+
     def __post_init__(self) -> None:
         if not self.models:
             raise UsageError("models is empty; name at least one, tiny for instance")

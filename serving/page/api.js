@@ -2,13 +2,15 @@
 
 const KEY = "cleanplate.key";
 const WAIT_LIMIT_S = 120;
+const LOST_WAIT_S = 2;
 
-/** An answer that is no success: `status`, `title` and `detail` as in RFC 9457. */
+/** An answer that is no success: `status`, `title` and `detail` as in RFC 9457; `said` where the service itself gave them. */
 export class Problem extends Error {
   constructor(status, title, detail) {
     super(detail || title || `the server answered ${status}`);
     this.name = "Problem";
     this.status = status;
+    this.said = false;
   }
 }
 
@@ -70,18 +72,27 @@ export class Api {
 
   async #send(path, options) {
     const until = Date.now() + WAIT_LIMIT_S * 1000;
+    let lost = false;
     for (;;) {
       const key = sessionStorage.getItem(KEY);
       const headers = key ? { Authorization: `Bearer ${key}` } : {};
       let answer;
       try {
-        answer = await fetch(path, { ...options, headers });
+        answer = await whole(await fetch(path, { ...options, headers }));
       } catch (error) {
         if (error.name === "AbortError") throw error;
-        throw new Problem(0, "no answer", "The server does not answer. Is it still running?");
+        answer = null;
       }
-      if (answer.ok) return answer;
-      const problem = await problemOf(answer);
+      if (answer?.ok) return answer;
+      const problem = answer ? await problemOf(answer) : new Problem(0, "no answer", "The server does not answer. Is it still running?");
+      // what answered died at it, or is being replaced: the same request again gives the same bytes
+      if (!lost && (!answer || (answer.status >= 500 && !problem.said))) {
+        lost = true;
+        this.onBusy(LOST_WAIT_S);
+        await pause(LOST_WAIT_S * 1000, options.signal);
+        continue;
+      }
+      if (!answer) throw problem;
       if (answer.status === 401) {
         const entered = await this.askKey();
         if (!entered) throw problem;
@@ -96,6 +107,13 @@ export class Api {
   }
 }
 
+/** An answer whose body has arrived: it can break off, too. */
+async function whole(answer) {
+  if (answer.status === 204) return answer;
+  const { status, headers } = answer;
+  return new Response(await answer.blob(), { status, headers });
+}
+
 async function problemOf(answer) {
   let said = {};
   try {
@@ -104,7 +122,9 @@ async function problemOf(answer) {
     // a proxy's page, or nothing at all: the status is all that there is
   }
   const detail = typeof said.detail === "string" ? said.detail : "";
-  return new Problem(answer.status, said.title, detail);
+  const problem = new Problem(answer.status, said.title, detail);
+  problem.said = said.status === answer.status;
+  return problem;
 }
 
 function pause(ms, signal) {

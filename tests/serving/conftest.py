@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 from fastapi.testclient import TestClient
 
 from serving.graph import LocalGraph
+from serving.review.desk import Desk
 from serving.service import Service
 from serving.settings import ServingSettings
 from serving.store import ImageStore
 from serving.web import make_app
-from tests.jobs.support import start_command
+from tests.jobs.support import ROOT, command, environment
 
 START_S = 300.0
+
+
+# the kernel tells the command when its parent dies, however it dies; exec keeps that
+_WITH_PARENT: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def start_server(*flags: str, log: Path, **extra: str) -> subprocess.Popen[bytes]:
+    """Start ``cleanplate serve`` on a free port, on a Ray of its own; where this process dies, however it dies, the command ends, too."""
+    line = [sys.executable, "-c", _WITH_PARENT, str(os.getpid()), *command("serve", "--port", "0", "--json", *flags)]
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            line, stdout=out, stderr=out, env=environment(**{"RAY_ADDRESS": "", **extra}), cwd=ROOT, start_new_session=True
+        )
 
 
 def wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
@@ -48,18 +71,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a served graph with the embedded model."""
     folder = tmp_path_factory.mktemp("serve")
     log = folder / "log"
-    process = start_command("serve", "--port", "0", "--json", "--store", str(folder / "uploads"), log=log, RAY_ADDRESS="")
+    process = start_server("--store", str(folder / "uploads"), log=log)
     try:
         yield wait_for_url(process, log)
     finally:
         end(process)
 
 
-def make_client(folder: Path, keys: tuple[str, ...] = (), **values: object) -> TestClient:
+def make_client(folder: Path, keys: tuple[str, ...] = (), desk: Desk | None = None, **values: object) -> TestClient:
     """The application in this process, with an eraser that takes no time."""
     settings = ServingSettings.of({"model": "opencv", "discriminator": "none", **values})
     store = ImageStore(str(folder / "store"), int(settings.store_mb * 2**20), settings.expires_s)
-    return TestClient(make_app(Service(settings, LocalGraph(settings, None), store, keys)), raise_server_exceptions=False)
+    return TestClient(make_app(Service(settings, LocalGraph(settings, None), store, keys, desk)), raise_server_exceptions=False)
 
 
 @pytest.fixture

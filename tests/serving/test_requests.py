@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -12,8 +13,11 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from core.errors import UsageError
 from core.images import encode_image
 from core.masks import encode_mask
+from serving.app import open_desk
+from serving.settings import ServingSettings
 from tests.pictures import box_mask, gradient, with_object
 from tests.serving.conftest import make_client
 
@@ -171,6 +175,8 @@ def test_a_download_keeps_name_format_exif_and_profile(client: TestClient) -> No
         assert picture.getexif()[0x010F] == "Camera & Sons"
         assert picture.getexif().get(0x0112, 1) == 1
         assert picture.info["icc_profile"] == profile
+    patch = client.post(f"/v1/images/{answer['id']}/erase", files={"mask": mask}, data={"base": result}).json()["results"][0]["patch"]
+    assert Image.open(io.BytesIO(base64.b64decode(patch["data"]))).info["icc_profile"] == profile
     assert "%C3%A9t%C3%A9_erased" in got.headers["content-disposition"]
     assert "/" not in got.headers["content-disposition"].split("filename=")[1].split(";")[0]
 
@@ -182,3 +188,33 @@ def test_alpha_survives(client: TestClient) -> None:
     result = client.post(f"/v1/images/{image}/erase", files={"mask": encode_mask(MASK)}).json()["results"][0]
     got = Image.open(io.BytesIO(client.get(f"/v1/images/{image}/results/{result['id']}").content))
     assert np.array_equal(np.asarray(got)[..., 3], alpha)
+
+
+def test_the_desk_that_the_settings_name_is_at_review(tmp_path: Path) -> None:
+    from serving.review.annotators import Annotators
+    from serving.review.dataset import read_candidates
+    from serving.review.policy import Policy, choose
+    from serving.review.store import open_store
+    from tests.serving.review.support import scored, write_dataset
+
+    database = f"sqlite:///{tmp_path}/review.sqlite"
+    settings = ServingSettings(review=database, review_queue="plates")
+    with pytest.raises(UsageError, match="plates"):
+        open_desk(settings)
+    source = write_dataset(tmp_path / "data", scored(6))
+    store = open_store(database)
+    store.add_queue("plates", choose(read_candidates(source), Policy(), {}), source=source, settings=Policy().to_json())
+    link = {"authorization": f"Bearer {Annotators(store).invite(['ann'])['ann']}"}
+    key = "a-key-of-some-length"
+    client = make_client(tmp_path, keys=(key,), desk=open_desk(settings))
+    assert client.get("/review").headers["content-type"].startswith("text/html")
+    refused = client.get("/v1/review/me", headers={"authorization": f"Bearer {key}"})  # a caller of the API is no annotator
+    assert (refused.status_code, refused.headers["content-type"]) == (401, "application/problem+json")
+    assert client.get("/v1/models", headers=link).status_code == 401  # nor the other way round
+    (item,) = client.post("/v1/review/next", json={"count": 1}, headers=link).json()["items"]
+    assert client.get("/v1/review/pictures/erased", params={"item": item["id"]}, headers=link).status_code == 200
+    decision = {"id": "one", "item": item["id"], "verdict": "accepted"}
+    assert client.post("/v1/review/decisions", json={"decisions": [decision]}, headers=link).json()["stored"] == ["one"]
+    assert store.progress("plates").decided == 1
+    assert "/v1/review/next" in client.get("/openapi.json").json()["paths"]
+    store.close()
