@@ -32,9 +32,21 @@ def run(source: object, output: object, **settings: Any) -> dict[str, Any]:
     )
 
 
-def test_every_item_comes_out_once_as_a_valid_record(pairs: Path, tmp_path: Path) -> None:
-    summary = run(pairs, tmp_path / "out")
-    results, failures = read_rows(str(tmp_path / "out"))
+@pytest.fixture(scope="module")
+def summary_and_output(cluster: None, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:  # noqa: ARG001
+    """One uninterrupted run with plain settings, which the tests read and compare with."""
+    output = tmp_path_factory.mktemp("plain") / "out"
+    return run(pairs, output), output
+
+
+@pytest.fixture(scope="module")
+def plain(summary_and_output: tuple[dict[str, Any], Path]) -> Path:
+    return summary_and_output[1]
+
+
+def test_every_item_comes_out_once_as_a_valid_record(pairs: Path, summary_and_output: tuple[dict[str, Any], Path]) -> None:
+    summary, output = summary_and_output
+    results, failures = read_rows(str(output))
     assert (summary["in"], summary["out"], summary["failed"]) == (40, 40, 0)
     assert set(results) == {f"item-{number:05d}" for number in range(40)}
     assert not failures
@@ -50,15 +62,14 @@ def test_every_item_comes_out_once_as_a_valid_record(pairs: Path, tmp_path: Path
     assert (source[far] == erased[far]).all()
 
 
-def test_shards_carry_the_schema_and_load_in_datasets(pairs: Path, tmp_path: Path) -> None:
-    run(pairs, tmp_path / "out")
-    parts, _ = list_output(str(tmp_path / "out"))
+def test_shards_carry_the_schema_and_load_in_datasets(plain: Path, tmp_path: Path) -> None:
+    parts, _ = list_output(str(plain))
     assert pq.read_schema(parts[0]).equals(RECORD_SCHEMA, check_metadata=True)
-    dataset = load_dataset("parquet", data_files=f"{tmp_path}/out/part-*.parquet", split="train", cache_dir=str(tmp_path / "cache"))
+    dataset = load_dataset("parquet", data_files=f"{plain}/part-*.parquet", split="train", cache_dir=str(tmp_path / "cache"))
     row = dataset[0]
     assert row["source"].size == (row["width"], row["height"]) == row["erased"].size == row["mask"].size
     assert np.asarray(row["source"]).shape == (64, 64, 3)
-    meta = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    meta = json.loads((plain / "dataset.json").read_text())
     assert meta["counts"]["in"] == meta["counts"]["out"] == 40
 
 
@@ -95,16 +106,14 @@ def test_a_job_that_began_on_gpus_does_not_go_on_without(pairs: Path, tmp_path: 
     ],
     ids=["small blocks", "one block", "three actors"],
 )
-def test_results_do_not_depend_on_how_the_work_is_divided(pairs: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    run(pairs, tmp_path / "one")
-    run(pairs, tmp_path / "two", **settings)
-    assert read_rows(str(tmp_path / "one")) == read_rows(str(tmp_path / "two"))
+def test_results_do_not_depend_on_how_the_work_is_divided(pairs: Path, plain: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    run(pairs, tmp_path / "out", **settings)
+    assert read_rows(str(tmp_path / "out")) == read_rows(str(plain))
 
 
-def test_seed_decides_the_noise(pairs: Path, tmp_path: Path) -> None:
-    run(pairs, tmp_path / "one", seed=1)
+def test_seed_decides_the_noise(pairs: Path, plain: Path, tmp_path: Path) -> None:
     run(pairs, tmp_path / "two", seed=2)
-    one, two = read_rows(str(tmp_path / "one"))[0], read_rows(str(tmp_path / "two"))[0]
+    one, two = read_rows(str(plain))[0], read_rows(str(tmp_path / "two"))[0]
     assert all(one[name]["erased"] != two[name]["erased"] for name in one)
     assert len({row["seed"] for row in [*one.values(), *two.values()]}) == 80
 
@@ -121,8 +130,7 @@ def test_a_finished_job_does_nothing_and_another_configuration_is_refused(pairs:
     assert read_rows(str(tmp_path / "out"))[0].keys() == {f"item-{number:05d}" for number in range(40)}
 
 
-def test_what_is_left_is_finished_and_equals_the_uninterrupted_run(pairs: Path, tmp_path: Path) -> None:
-    run(pairs, tmp_path / "whole")
+def test_what_is_left_is_finished_and_equals_the_uninterrupted_run(pairs: Path, plain: Path, tmp_path: Path) -> None:
     run(pairs, tmp_path / "torn", shard_mb=0.0, block_rows=5)
     parts, _ = list_output(str(tmp_path / "torn"))
     for uri in parts[::2]:
@@ -133,7 +141,7 @@ def test_what_is_left_is_finished_and_equals_the_uninterrupted_run(pairs: Path, 
     assert verify(VerifyConfig(input=str(tmp_path / "torn")))["status"] == "stopped"
     summary = run(pairs, tmp_path / "torn", shard_mb=0.0, block_rows=7)
     assert summary["processed"] == left
-    assert read_rows(str(tmp_path / "torn")) == read_rows(str(tmp_path / "whole"))
+    assert read_rows(str(tmp_path / "torn")) == read_rows(str(plain))
     assert verify(VerifyConfig(input=str(tmp_path / "torn")))["status"] == "finished"
 
 
@@ -148,11 +156,9 @@ def test_shards_that_a_dead_run_put_late_are_settled(pairs: Path, tmp_path: Path
     assert read_rows(str(tmp_path / "out")) == whole
 
 
-def test_a_dataset_is_input_too(pairs: Path, tmp_path: Path) -> None:
-    run(pairs, tmp_path / "one")
-    run(tmp_path / "one", tmp_path / "two", origin="ignored: records name theirs")
-    one, two = read_rows(str(tmp_path / "one"))[0], read_rows(str(tmp_path / "two"))[0]
-    assert one == two
+def test_a_dataset_is_input_too(plain: Path, tmp_path: Path) -> None:
+    run(plain, tmp_path / "out", origin="ignored: records name theirs")
+    assert read_rows(str(tmp_path / "out")) == read_rows(str(plain))
 
 
 def test_one_block_manifest_keeps_every_actor_busy(pairs: Path, tmp_path: Path) -> None:

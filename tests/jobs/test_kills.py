@@ -98,9 +98,11 @@ def test_driver_killed_once(many: Path, tmp_path: Path, whole: tuple[dict[str, A
     assert_whole(str(output), whole)
 
 
-def test_a_second_job_is_refused_while_the_first_runs(many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_a_second_job_is_refused_and_a_person_interrupts_the_first(
+    many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
     output = tmp_path / "out"
-    first = start_command(*arguments(many, output), log=tmp_path / "log", TEST_ERASER_SECONDS=SECONDS)
+    first = start_command(*arguments(many, output), log=tmp_path / "log", TEST_ERASER_SECONDS="0.3")
     try:
         deadline = time.monotonic() + 400
         while not (output / ".cleanplate" / "job.json").exists():
@@ -110,18 +112,11 @@ def test_a_second_job_is_refused_while_the_first_runs(many: Path, tmp_path: Path
         assert second.returncode == 1
         assert f"process {first.pid}" in second.stderr
         assert len(second.stderr.strip().splitlines()) == 1
-        assert first.wait(timeout=300) == 0
+        wait_for_parts(str(output), 2)
+        first.terminate()
+        assert first.wait(timeout=300) == 130
     finally:
         first.kill()
-    assert_whole(str(output), whole)
-
-
-def test_interrupted_by_a_person(many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    output = tmp_path / "out"
-    job = start_command(*arguments(many, output), log=tmp_path / "log", TEST_ERASER_SECONDS=SECONDS)
-    wait_for_parts(str(output), 2)
-    job.terminate()
-    assert job.wait(timeout=300) == 130
     assert "run the same command again" in (tmp_path / "log").read_text()
     summary_of(run_command(*arguments(many, output), "--json"))
     assert_whole(str(output), whole)
@@ -161,18 +156,11 @@ def killer() -> Iterator[Any]:
         thread.join()
 
 
-@pytest.mark.parametrize(
-    ("words", "seconds"),
-    [([ACTOR], 2.0), (["ray::Write", "ray::MapBatches", "ray::IDLE"], 1.0)],
-    ids=["actors", "workers"],
-)
-def test_actors_or_workers_killed(
-    many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]], killer: Any, words: list[str], seconds: float
-) -> None:
+def test_actors_and_workers_killed(many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]], killer: Any) -> None:
     output = tmp_path / "out"
     job = start_command(*arguments(many, output), "--max-failure-rate", "1", log=tmp_path / "log", TEST_ERASER_SECONDS="0.1")
     wait_for_parts(str(output), 1)
-    killed = killer(job.pid, words, seconds, 7)
+    killed = killer(job.pid, [ACTOR, "ray::Write", "ray::MapBatches", "ray::IDLE"], 1.0, 7)
     assert job.wait(timeout=400) == 0, (tmp_path / "log").read_text()
     assert killed, "nothing was killed: the test shows nothing"
     assert_whole(str(output), whole)

@@ -91,6 +91,7 @@ class Noting(UserCallback):
             file.write(json.dumps([one["step"] for one in metrics]) + "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_two_workers_compute_what_one_process_does_and_callbacks_hear_of_it(
     data: str, small_model: str, tmp_path: Path
@@ -135,6 +136,7 @@ def wait_for_lines(output: Path, count: int, seconds: float = 400) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_worker_and_a_killed_driver_change_no_loss(data: str, small_model: str, tmp_path: Path) -> None:
     """Workers come back by themselves, and a new driver goes on: step by step the curve of the uninterrupted training, bit for bit."""
