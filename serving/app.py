@@ -84,6 +84,7 @@ def build(args: dict[str, Any]) -> Application:
         max_ongoing_requests=2 * batch,
         max_queued_requests=settings.max_queued,
         graceful_shutdown_timeout_s=drain_s,
+        max_surge_percent=settings.surge_percent,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         autoscaling_config=_scaling(settings, settings.min_replicas, settings.max_replicas, settings.target_ongoing),
     ).bind(settings)
@@ -93,6 +94,7 @@ def build(args: dict[str, Any]) -> Application:
             max_ongoing_requests=8,
             max_queued_requests=settings.max_queued,
             graceful_shutdown_timeout_s=drain_s,
+            max_surge_percent=settings.surge_percent,
             ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.scorer_num_gpus},
             autoscaling_config=_scaling(settings, settings.scorer_min_replicas, settings.scorer_max_replicas, settings.target_ongoing),
         ).bind(settings, name)
@@ -101,6 +103,7 @@ def build(args: dict[str, Any]) -> Application:
         max_ongoing_requests=2 * settings.max_ongoing,
         max_queued_requests=settings.max_ongoing,
         graceful_shutdown_timeout_s=drain_s,
+        max_surge_percent=settings.surge_percent,
         ray_actor_options={"num_cpus": settings.ingress_num_cpus},
         autoscaling_config=_scaling(settings, settings.ingress_min_replicas, settings.ingress_max_replicas, settings.max_ongoing / 2),
     ).bind(settings, eraser, discriminator)

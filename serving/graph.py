@@ -34,13 +34,16 @@ class Graph(Protocol):
         """Of a served model. Raises UsageError where there is none."""
 
     async def fill(self, info: ModelInfo, job: FillJob) -> list[Fill]:
-        """A fill for every seed. Raises ItemError where the network fails, Problem 503 where the queue is full."""
+        """A fill for every seed. Raises ItemError where the network fails, ModelChanged, Problem 503 where the queue is full."""
 
     async def scorer_size(self) -> int | None:
         """Side of the discriminator's pictures; None where nothing is scored."""
 
     async def score(self, views: Views) -> list[float]:
         """Scores of the candidates, 0 to 1. Errors as ``fill``."""
+
+    def forget(self) -> None:
+        """Ask for the models anew: after ModelChanged."""
 
 
 class LocalGraph:
@@ -73,6 +76,9 @@ class LocalGraph:
             raise UsageError("there is no discriminator here")
         async with self._running:
             return await asyncio.to_thread(score_views, self._scorer, views)
+
+    def forget(self) -> None:
+        """Models do not change here."""
 
 
 class RemoteGraph:
@@ -111,6 +117,10 @@ class RemoteGraph:
             raise UsageError("this service has no discriminator; set one to score")
         handle = self._discriminator
         return await _called("discriminator", lambda: handle.score.remote(views))
+
+    def forget(self) -> None:
+        self._infos.clear()
+        self._size = None
 
 
 async def _called(name: str, call: Callable[[], Awaitable[Answer]]) -> Answer:

@@ -13,7 +13,7 @@ from ray import serve
 from core.crops import Crop, CropRule, Fill
 from core.eraser import Eraser, load_eraser
 from core.erasing import fill_crops
-from core.errors import ItemError, UsageError
+from core.errors import CleanplateError, ItemError, UsageError
 from core.scoring import Scorer, Views, load_scorer, score_views
 from serving.metrics import GraphMetrics
 from serving.settings import ServingSettings
@@ -32,11 +32,15 @@ class ModelInfo:
     """Network calls per image where a request names no steps; 0 for algorithms without a network."""
 
 
+class ModelChanged(CleanplateError):
+    """A replica holds another model than the one that a crop was made for, as happens while a new version rolls out."""
+
+
 @dataclass(frozen=True, slots=True)
 class FillJob:
-    """One crop that is filled once for every seed."""
+    """One crop, made for the model of ``info``, that is filled once for every seed."""
 
-    model: str
+    info: ModelInfo
     crop: Crop
     seeds: tuple[int, ...]
     steps: int | None = None
@@ -125,20 +129,25 @@ class EraserDeployment:
         return self._networks.info(name, await self._load(name))
 
     async def fill(self, job: FillJob) -> list[Fill]:
-        """One fill for every seed of the job. Raises ItemError where the network fails at it."""
-        found: list[Fill] | ItemError = await self._filled(job)
-        if isinstance(found, ItemError):
+        """One fill for every seed of the job. Raises ItemError where the network fails at it, ModelChanged where it is not the job's."""
+        found: list[Fill] | CleanplateError = await self._filled(job)
+        if isinstance(found, CleanplateError):
             raise found
         return found
 
     @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.0)
-    async def _filled(self, jobs: list[FillJob]) -> list[list[Fill] | ItemError]:
+    async def _filled(self, jobs: list[FillJob]) -> list[list[Fill] | CleanplateError]:
         by_model: dict[str, list[int]] = {}
         for place, job in enumerate(jobs):
-            by_model.setdefault(job.model, []).append(place)
-        found: dict[int, list[Fill] | ItemError] = {}
-        for name, places in by_model.items():
+            by_model.setdefault(job.info.name, []).append(place)
+        found: dict[int, list[Fill] | CleanplateError] = {}
+        for name, all_places in by_model.items():
             eraser = await self._load(name)
+            info = self._networks.info(name, eraser)
+            places = [place for place in all_places if jobs[place].info == info]
+            found.update((place, ModelChanged(f"model {name} is another one by now")) for place in all_places if place not in places)
+            if not places:
+                continue
             part = [jobs[place] for place in places]
             async with self._running:  # batches of two models must not share the network's time, nor its thread
                 started = time.perf_counter()
@@ -168,7 +177,9 @@ class DiscriminatorDeployment:
         return self._scorer.size
 
     async def score(self, views: Views) -> list[float]:
-        """As ``core.scoring.score_views``."""
+        """As ``core.scoring.score_views``. Raises ModelChanged where the views are of another discriminator's size."""
+        if len(views.mask) != self._scorer.size:
+            raise ModelChanged(f"the discriminator looks at {self._scorer.size} pixels by now, and not at {len(views.mask)}")
         async with self._running:
             started = time.perf_counter()
             scores = await asyncio.to_thread(score_views, self._scorer, views)

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from core.errors import ItemError, StorageUnavailable, UsageError
+from serving.networks import ModelChanged
 
 log = logging.getLogger("ray.serve")
 
@@ -81,6 +82,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(UsageError)
     async def _usage(request: Request, error: UsageError) -> Response:
         return answer(problem_of(error), request)
+
+    @app.exception_handler(ModelChanged)
+    async def _changed(request: Request, _: ModelChanged) -> Response:
+        request.app.state.service.graph.forget()
+        return answer(busy("a new version is rolling out; try again"), request)
 
     @app.exception_handler(StorageUnavailable)
     async def _away(request: Request, error: StorageUnavailable) -> Response:

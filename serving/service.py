@@ -25,7 +25,7 @@ from core.scoring import make_views
 from serving.access import Access
 from serving.graph import Graph
 from serving.metrics import GraphMetrics
-from serving.networks import FillJob, ModelInfo
+from serving.networks import FillJob, ModelChanged, ModelInfo
 from serving.pictures import rgb_profile
 from serving.problems import busy
 from serving.settings import ServingSettings
@@ -34,6 +34,8 @@ from serving.store import ImageStore
 if TYPE_CHECKING:
     from serving.review.desk import Desk  # which needs packages that a service without one does not
 
+_VERSIONS: Final = 4
+"""How often one request meets replicas of another version before it is told to come back."""
 _PLAIN: Final = string.ascii_letters + string.digits + string.punctuation.replace("%", "") + " "
 
 Given = ParamSpec("Given")
@@ -190,7 +192,15 @@ class Service:
         return await self.run(self._segmenter.segment, photo.pixels, prompt)
 
     async def erase(self, source: Source, mask: Mask, options: EraseOptions) -> Erased:
-        """Erase, score and rank."""
+        """Erase, score and rank; all by one version of the models, also while a new one rolls out."""
+        for _ in range(_VERSIONS):
+            try:
+                return await self._erase(source, mask, options)
+            except ModelChanged:
+                self.graph.forget()
+        raise busy("a new version is rolling out; try again")
+
+    async def _erase(self, source: Source, mask: Mask, options: EraseOptions) -> Erased:
         photo = source.photo
         name = options.model or self.settings.models[0].name
         clock = _Clock(self.metrics)
@@ -201,7 +211,7 @@ class Service:
         erasure = await self.run(Erasure.of, photo, mask, rule)
         clock.lap("crop")
         seeds = candidate_seeds(item, options.seed, options.candidates)
-        fills = await self.graph.fill(info, FillJob(name, erasure.crop, tuple(seeds), options.steps))
+        fills = await self.graph.fill(info, FillJob(info, erasure.crop, tuple(seeds), options.steps))
         clock.lap("erase")
         results = await self.run(erasure.results, fills)
         clock.lap("paste")

@@ -87,6 +87,8 @@ class ServingSettings:
     """Requests per eraser replica at which it does not scale."""
     upscale_delay_s: float = 10.0
     downscale_delay_s: float = 300.0
+    surge_percent: int = 0
+    """Replicas that a new version may start before old ones stop, of all; at 0 old ones stop first, and what arrives meanwhile waits."""
     threads: int = 2
     """Threads of an ingress replica that decode, crop, paste and encode."""
 
@@ -187,6 +189,7 @@ _RANGES: Final = (
     ("num_cpus", 0, 1024), ("min_replicas", 0, 10_000), ("max_replicas", 1, 10_000), ("scorer_min_replicas", 0, 10_000),
     ("scorer_max_replicas", 1, 10_000), ("ingress_min_replicas", 1, 10_000), ("ingress_max_replicas", 1, 10_000),
     ("ingress_num_cpus", 0, 1024), ("target_ongoing", 0.1, 10_000), ("upscale_delay_s", 0, 86_400), ("downscale_delay_s", 0, 86_400),
+    ("surge_percent", 0, 100),
     ("threads", 1, 256), ("max_queued", 1, 100_000), ("max_ongoing", 1, 100_000), ("deadline_s", 0.1, 3600), ("body_timeout_s", 0.1, 3600),
     ("max_upload_mb", 0.01, 4096), ("max_megapixels", 0.01, 2000), ("max_working_megapixels", 0.01, 100_000), ("store_mb", 1, 2**30),
     ("expires_s", 1, 30 * 86_400), ("cache_megapixels", 0, 100_000), ("requests_per_minute", 0, 1e6),

@@ -35,13 +35,17 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+def with_parent(line: list[str]) -> list[str]:
+    """A command that gets SIGTERM when this process dies."""
+    return [sys.executable, "-c", _WITH_PARENT, str(os.getpid()), *line]
+
+
 def start_server(*flags: str, log: Path, **extra: str) -> subprocess.Popen[bytes]:
     """Start ``cleanplate serve`` on a free port, on a Ray of its own; where this process dies, however it dies, the command ends, too."""
-    line = [sys.executable, "-c", _WITH_PARENT, str(os.getpid()), *command("serve", "--port", "0", "--json", *flags)]
+    line = with_parent(command("serve", "--port", "0", "--json", *flags))
+    values = environment(**{"RAY_ADDRESS": "", **extra})
     with log.open("ab") as out:
-        return subprocess.Popen(
-            line, stdout=out, stderr=out, env=environment(**{"RAY_ADDRESS": "", **extra}), cwd=ROOT, start_new_session=True
-        )
+        return subprocess.Popen(line, stdout=out, stderr=out, env=values, cwd=ROOT, start_new_session=True)
 
 
 def wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
@@ -80,7 +84,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def make_client(folder: Path, keys: tuple[str, ...] = (), desk: Desk | None = None, **values: object) -> TestClient:
     """The application in this process, with an eraser that takes no time."""
-    settings = ServingSettings.of({"model": "opencv", "discriminator": "none", **values})
+    settings = ServingSettings.of({"models": ["opencv"], "discriminator": "none", **values})
     store = ImageStore(str(folder / "store"), int(settings.store_mb * 2**20), settings.expires_s)
     return TestClient(make_app(Service(settings, LocalGraph(settings, None), store, keys, desk)), raise_server_exceptions=False)
 

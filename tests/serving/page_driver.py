@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,16 @@ _PIXEL = """([x, y]) => {
 _DRAWN = """([x, y]) => {
   const canvas = document.querySelector("canvas.mask");
   return canvas.getContext("2d").getImageData(x * devicePixelRatio, y * devicePixelRatio, 1, 1).data[3] > 127;
+}"""
+
+
+_GIVEN = """async ({ event, data, name, kind, more }) => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([await (await fetch(`data:${kind};base64,${data}`)).blob()], name, { type: kind }));
+  const options = { bubbles: true, cancelable: true, ...more };
+  document.body.dispatchEvent(event === "paste"
+    ? new ClipboardEvent(event, { ...options, clipboardData: transfer })
+    : new DragEvent(event, { ...options, dataTransfer: transfer }));
 }"""
 
 
@@ -90,6 +101,19 @@ class PageDriver:
         for place in rest:
             self.page.mouse.move(*place, steps=4)
         self.page.mouse.up(button=button)
+
+    def stroke_with(self, key: str, points: Sequence[Point], button: str = "left") -> None:
+        """A stroke while a key is held."""
+        self.page.keyboard.down(key)
+        try:
+            self.stroke(points, button)
+        finally:
+            self.page.keyboard.up(key)
+
+    def give(self, event: str, data: bytes, name: str, kind: str = "image/png", **more: bool) -> None:
+        """Drop or paste a file, as the browser tells the page of it; ``more`` are keys that are held (``shiftKey``)."""
+        encoded = base64.b64encode(data).decode()
+        self.page.evaluate(_GIVEN, {"event": event, "data": encoded, "name": name, "kind": kind, "more": more})
 
     def press(self, *keys: str) -> None:
         for key in keys:

@@ -1,75 +1,78 @@
-"""Replicas of the models are killed under load: every request is answered, with the right bytes."""
+"""Replicas are killed under load: every request is answered, with the right bytes."""
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
+import numpy as np
 import pytest
 import requests
+import yaml
+from PIL import Image
 
-from tests.jobs.support import start_command
-from tests.serving.conftest import end, wait_for_url
+from tests.serving.conftest import end, start_server, wait_for_url
+from tests.serving.load import WAIT_S, replicas, send, under_load, wait
 from tests.serving.test_server import MASK, SOURCE
 
-WAIT_S = 600
+pytestmark = pytest.mark.slow
 
 
-def replicas(driver: int, deployment: str) -> list[int]:
-    """Processes of a deployment below the command that started their Ray."""
-    found = []
-    for process in psutil.Process(driver).children(recursive=True):
-        try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::ServeReplica:cleanplate:{deployment}"):
-                found.append(process.pid)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def send(url: str) -> bytes:
-    """One erasure; a 503 is waited out, as its Retry-After says."""
-    files = {"image": SOURCE.read_bytes(), "mask": MASK.read_bytes()}
-    while True:
-        answer = requests.post(f"{url}/v1/erase", files=files, data={"id": "chaos"}, timeout=WAIT_S)
-        if answer.status_code != 503:
-            assert answer.status_code == 200, answer.text
-            return answer.content
-        time.sleep(float(answer.headers["retry-after"]))
-
-
-def kill_some(driver: int, kills: int, stop: threading.Event) -> int:
-    """Kill that many model replicas, one after the other is back; returns how many it were."""
-    rng, done = random.Random(0), 0
-    while done < kills and not stop.is_set():
-        living = replicas(driver, "eraser") + replicas(driver, "discriminator")
-        if len(living) == 2:
-            os.kill(rng.choice(living), signal.SIGKILL)
-            done += 1
-        stop.wait(2)
-    return done
-
-
-@pytest.mark.slow
-def test_killed_replicas_cost_no_answer(tmp_path: Path) -> None:
-    process = start_command("serve", "--port", "0", "--json", "--store", str(tmp_path / "up"), log=tmp_path / "log", RAY_ADDRESS="")
-    stop = threading.Event()
+@contextmanager
+def served(folder: Path, **settings: object) -> Iterator[tuple[int, str]]:
+    """Process and address of a ``cleanplate serve`` of its own."""
+    (folder / "serving.yaml").write_text(yaml.safe_dump({"settings": {"store": str(folder / "up"), **settings}}))
+    process = start_server("--config", str(folder / "serving.yaml"), log=folder / "log")
     try:
-        url = wait_for_url(process, tmp_path / "log")
-        wanted = send(url)
-        with ThreadPoolExecutor(5) as pool:
-            killing = pool.submit(kill_some, process.pid, 3, stop)
-            answers = []
-            while not killing.done() or len(answers) < 12:
-                answers += list(pool.map(lambda _: send(url), range(4)))
-            assert killing.result() == 3
-        assert all(answer == wanted for answer in answers)
+        yield process.pid, wait_for_url(process, folder / "log")
     finally:
-        stop.set()
         end(process)
+
+
+def test_killed_replicas_of_models_cost_no_answer(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    with served(tmp_path) as (server, url):
+        wanted = send(url)
+        with under_load(url, 4) as load:
+            for _ in range(3):
+                load.wait_rounds(1)
+                wait(lambda: len(replicas(server, "eraser")) == len(replicas(server, "discriminator")) == 1, "replicas")
+                os.kill(rng.choice(replicas(server, "eraser") + replicas(server, "discriminator")), signal.SIGKILL)
+            load.wait_rounds(2)
+        assert set(load.answers) == {(wanted.headers["X-Cleanplate-Model"], wanted.content)}
+
+
+def test_killed_replicas_of_the_ingress_cost_clients_one_retry_and_no_upload(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    with served(tmp_path, ingress_min_replicas=2, ingress_max_replicas=2, discriminator="none") as (server, url):
+        wanted = send(url)
+        photo = requests.post(f"{url}/v1/images", files={"image": (SOURCE.name, SOURCE.read_bytes())}, timeout=WAIT_S).json()
+        first = set(replicas(server, "ingress"))
+        with under_load(url, 4, again=1) as load:
+            killed: set[int] = set()
+            while not first <= killed or len(killed) < 3:
+                wait(lambda: len(replicas(server, "ingress")) == 2, "replicas")
+                load.wait_rounds(2)
+                victim = rng.choice(sorted(first - killed) or replicas(server, "ingress"))
+                os.kill(victim, signal.SIGKILL)
+                killed.add(victim)
+                load.wait_rounds(2)
+        assert set(load.answers) == {(wanted.headers["X-Cleanplate-Model"], wanted.content)}
+        # no replica that was there at the upload is there any more
+        wait(lambda: len(replicas(server, "ingress")) == 2, "replicas")
+        assert not first & set(replicas(server, "ingress"))
+        whole = np.asarray(Image.open(io.BytesIO(wanted.content)).convert("RGB"))
+        for _ in range(6):
+            answer = requests.post(
+                f"{url}/v1/images/{photo['id']}/erase", files={"mask": MASK.read_bytes()}, data={"id": "load"}, timeout=WAIT_S
+            )
+            assert answer.status_code == 200, answer.text
+            result = answer.json()["results"][0]["id"]
+            got = requests.get(f"{url}/v1/images/{photo['id']}/results/{result}?format=png", timeout=WAIT_S)
+            assert got.status_code == 200, got.text
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(got.content)).convert("RGB")), whole)

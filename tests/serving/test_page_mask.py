@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from core.masks import encode_mask
 from tests.pictures import random_mask
 from tests.serving.browser import open_browser
 from tests.serving.page_driver import SAMPLES, PageDriver, as_png, driven
@@ -125,3 +126,54 @@ def test_no_mask_is_said_and_nothing_is_sent(page: PageDriver) -> None:
     page.press("Enter")
     page.wait_status("Brush over something first")
     assert not [request for request in page.requests[before:] if request.url.endswith("/erase")]
+
+
+def test_alt_takes_away_and_shift_draws_straight_on(page: PageDriver) -> None:
+    page.stroke([(0.2, 0.2), (0.2, 0.4)])
+    page.stroke_with("Shift", [(0.7, 0.4)])
+    mask = page.mask()
+    assert mask[round(0.4 * HEIGHT), round(0.2 * WIDTH) : round(0.7 * WIDTH)].all()
+    assert not mask[round(0.2 * HEIGHT), round(0.45 * WIDTH)]
+    page.stroke_with("Alt", [(0.45, 0.35), (0.45, 0.45)])
+    mask = page.mask()
+    assert not mask[round(0.4 * HEIGHT), round(0.45 * WIDTH)]
+    assert mask[round(0.4 * HEIGHT), round(0.3 * WIDTH)]
+
+
+@pytest.mark.parametrize("way", ["space", "middle button"])
+def test_the_photo_is_dragged_and_nothing_is_drawn(page: PageDriver, way: str) -> None:
+    page.press("+", "+", "+")
+    before = page.page.locator(".frame").bounding_box()
+    if way == "space":
+        page.stroke_with("Space", [(0.5, 0.5), (0.45, 0.46)])
+    else:
+        page.stroke([(0.5, 0.5), (0.45, 0.46)], button="middle")
+    after = page.page.locator(".frame").bounding_box()
+    assert after["width"] == pytest.approx(before["width"])
+    assert after["x"] - before["x"] == pytest.approx(-0.05 * before["width"], abs=2)
+    assert after["y"] - before["y"] == pytest.approx(-0.04 * before["height"], abs=2)
+    page.stroke([(0.5, 0.5), (0.5, 0.55)])  # and the hand draws again
+    mask = page.mask()
+    assert mask[HEIGHT // 2, WIDTH // 2]
+    assert not mask[: round(0.47 * HEIGHT)].any()
+
+
+def test_a_mask_that_is_dropped_is_added(page: PageDriver) -> None:
+    mask = random_mask(np.random.default_rng(5), WIDTH, HEIGHT)
+    page.give("drop", encode_mask(mask), "my mask.png")
+    page.wait_status("Mask added")
+    np.testing.assert_array_equal(page.mask(), mask)
+    page.press("x")
+    page.give("drop", encode_mask(mask), "anything.png", shiftKey=True)
+    page.page.wait_for_function("() => !document.getElementById('undo-stroke').disabled")
+    np.testing.assert_array_equal(page.mask(), mask)
+    assert page.page.locator("#file-name").text_content() == "sitter.png"
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_a_photo_that_is_dropped_or_pasted_opens(page: PageDriver, event: str) -> None:
+    with page.page.expect_response(lambda response: response.url.endswith("/v1/images") and response.status == 201):
+        page.give(event, as_png(SAMPLES / "source" / "sitter.jpg"), f"{event}.png")
+    page.page.wait_for_function("name => document.getElementById('file-name').textContent === name", arg=f"{event}.png")
+    page.stroke([(0.5, 0.5), (0.5, 0.6)])
+    assert page.mask()[HEIGHT // 2, WIDTH // 2]

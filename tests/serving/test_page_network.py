@@ -138,6 +138,41 @@ def test_a_busy_server_is_asked_again(page: PageDriver) -> None:
     assert len(answers) == 2
 
 
+@pytest.mark.parametrize("fault", ["500 of a proxy", "no answer"])
+def test_what_was_lost_is_asked_for_once_more(page: PageDriver, fault: str) -> None:
+    asked = []
+
+    def lose(route: Any) -> None:
+        asked.append(route)
+        if len(asked) > 1:
+            route.continue_()
+        elif fault == "no answer":
+            route.abort()
+        else:
+            route.fulfill(status=500, content_type="text/plain", body="Internal Server Error")
+
+    page.page.route("**/erase", lose)
+    page.stroke(FIRST)
+    page.press("Enter")
+    page.wait_erased(1)
+    assert len(asked) == 2
+
+
+def test_a_fault_of_the_service_is_said_at_once(page: PageDriver) -> None:
+    asked = []
+    problem = {"title": "Internal Server Error", "status": 500, "detail": "the network failed"}
+
+    def fail(route: Any) -> None:
+        asked.append(route)
+        route.fulfill(status=500, content_type="application/problem+json", body=json.dumps(problem))
+
+    page.page.route("**/erase", fail)
+    page.stroke(FIRST)
+    page.press("Enter")
+    page.wait_status("the network failed")
+    assert len(asked) == 1
+
+
 def test_a_refusal_is_said_and_the_strokes_stay(page: PageDriver) -> None:
     problem = {"title": "Wrong value", "status": 422, "detail": "steps is 900; it must be 1 to 200"}
     page.page.route("**/erase", lambda route: route.fulfill(status=422, content_type="application/problem+json", body=json.dumps(problem)))
