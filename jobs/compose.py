@@ -15,8 +15,9 @@ import pyarrow as pa
 import ray
 
 from core import storage
-from core.collections.licences import check_accepted, parse_accepted
+from core.collections.licences import UNKNOWN, check_accepted, licences_of, parse_accepted
 from core.composing.annotations import Annotations
+from core.composing.cast import LIFTED_FOLDER
 from core.composing.collection import Collection, Listing, list_pictures, read_annotations
 from core.composing.composer import Composer, ComposeSettings
 from core.composing.encoding import ORIGIN, encode_record
@@ -109,15 +110,27 @@ class ComposeJob:
         return actor_stage(rows, ComposeStage, arguments, pools, pools.min_actors, pools.max_actors)
 
     def licences(self) -> list[str]:
-        """All licences that the annotations name for the listed pictures, or ``unknown``."""
-        named = {self.annotations.photo(name).licence for name in self.photos.names}
-        named |= {self.annotations.object(name).licence for name in self.cutouts.names}
-        return sorted(licence or "unknown" for licence in named)
+        """All licences that the annotations name for the listed pictures; for those that they do not, their dataset's, or ``unknown``."""
+        named = {(self.photos.base, self.annotations.photo(name).licence) for name in self.photos.names} | {
+            (self.cutouts.base, self.annotations.object(name).licence) for name in self.cutouts.names
+        }
+        found = {licence for _, licence in named if licence}
+        for base in {base for base, licence in named if not licence}:
+            found.update(_dataset_licences(base))
+        return sorted(found)
 
     def _model(self) -> str:
         """What made the rows: the version of the recipe, and a fingerprint of photos, cut-outs and annotations."""
         parts = (self.photos.fingerprint, self.cutouts.fingerprint, self.annotations_fingerprint)
         return f"compose-{RECIPE_VERSION}@{hashlib.blake2b(' '.join(parts).encode(), digest_size=8).hexdigest()}"
+
+
+def _dataset_licences(folder: str) -> list[str]:
+    """The licences of the dataset that a folder of pictures is, or that it belongs to as the cut-outs that ``effects`` lifts do."""
+    own = licences_of(folder)
+    if own == [UNKNOWN] and folder.rsplit("/", 1)[-1] == LIFTED_FOLDER:
+        return licences_of(storage.parent(folder))
+    return own
 
 
 class ComposeStage:

@@ -105,6 +105,7 @@ class EvaluateConfig:
         inception: TorchScript file of the Inception, for FID and KID; without one they are left out
         clip: folder of a CLIP model in transformers' layout, for CMMD; without one it is left out
         sam: folder of a Segment Anything model in transformers' layout, for ReMOVE and ReMOVE+; without one they are left out
+        latency: items that the eraser of the input erases again, one at a time, for its seconds an image; 0 leaves that out
         discriminator: model whose discriminator scores what the input has no score of; none for stored scores only
         threshold: a score above this is a success
         lpips: auto leaves LPIPS out where its weights are not at hand, and says so; on fails then; off does without
@@ -123,6 +124,7 @@ class EvaluateConfig:
     inception: str | None = None
     clip: str | None = None
     sam: str | None = None
+    latency: int = 0
     discriminator: str = "tiny"
     threshold: float = 0.9
     lpips: Literal["auto", "on", "off"] = "auto"
@@ -132,6 +134,7 @@ class EvaluateConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
+        within("latency", self.latency, 0, 1_000_000)
         within("threshold", self.threshold, 0.0, 1.0)
         within("threads", self.threads, 0, 1024)
         within("max_megapixels", self.max_megapixels, 0.001, 10_000)
@@ -299,6 +302,7 @@ class EffectsConfig:
         output: folder of the dataset to write; run the same command again to go on with it
         low: how far a changed part reaches, in units of the local noise
         high: what a changed part needs somewhere, in units of the local noise
+        lift_cutouts: also write each object with its effects to OUTPUT/cutouts, as PNG with alpha that compose takes
         origin: name of the collection in the records that name none; the default is the last part of --input
         max_megapixels: larger images are failures; guards against decompression bombs
         max_failure_rate: share of failed items (after 200) at which the job stops
@@ -318,6 +322,7 @@ class EffectsConfig:
     output: str
     low: float = 3.0
     high: float = 6.0
+    lift_cutouts: bool = False
     origin: str | None = None
     max_megapixels: float = 200.0
     max_failure_rate: float = 0.5

@@ -82,7 +82,7 @@ class Collection:
             for poses in ("gf", "t", "f")
         }
         self._kept_photos: _Kept[Pixels] = _Kept(lambda pixels: pixels.nbytes)
-        self._kept_cutouts: _Kept[Cutout] = _Kept(lambda cutout: cutout.pixels.nbytes + cutout.alpha.nbytes)
+        self._kept_cutouts: _Kept[Cutout] = _Kept(lambda cutout: cutout.nbytes)
 
     @property
     def poses(self) -> frozenset[str]:

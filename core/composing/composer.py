@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 
 from core.composing.annotations import ObjectNote
+from core.composing.cast import place_cast
 from core.composing.collection import Collection
-from core.composing.cutout import Cutout, Sprite, ground_line, make_sprite
+from core.composing.cutout import SPRITE_RIM_PX, Cutout, Sprite, ground_line, make_sprite
 from core.composing.light import Plane, luminance, to_linear, to_srgb
 from core.composing.matching import match_to, white_level
 from core.composing.scene import Place, Scene, Window, place_other, place_target
@@ -113,7 +114,7 @@ class _Stage:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """An object ready to be painted; ``mirror`` is its reflection, if any."""
+    """An object ready to be painted; ``mirror`` is its reflection, or what it brought along from its own photo, if any."""
 
     actor: _Actor
     sprite: Sprite
@@ -216,7 +217,10 @@ class Composer:
         except ItemError as error:
             warnings.append(error.code if error.code.startswith("cutout") else f"cutout_{error.code}")
             return None
-        return _Actor(self.collection.cutouts.names[number], self.collection.object_note(number), cutout, _NOWHERE)
+        name, note = self.collection.cutouts.names[number], self.collection.object_note(number)
+        if cutout.how:
+            note = replace(note, category=cutout.how.get("category") or "object")
+        return _Actor(name, note, cutout, _NOWHERE)
 
     def _others(
         self, scene: Scene, target: _Actor, window: Window, density: float, rng: np.random.Generator, warnings: list[str]
@@ -271,6 +275,8 @@ class Composer:
         size, window, place = self.settings.size, stage.window, actor.place
         mirrored = bool(rng.random() < 0.5)
         turned = float(rng.uniform(0, 360)) if stage.scene.note.kind == "top" else 0.0
+        if actor.cutout.cast is not None:
+            turned = 0.0  # its shadow would turn with it
         light, alpha = make_sprite(actor.cutout, place.height * window.scale, mirrored=mirrored, turned_deg=turned)
         x0, y0, x1, y1 = place.box
         x = round(((x0 + x1) / 2 - window.x) * window.scale - alpha.shape[1] / 2)
@@ -281,8 +287,13 @@ class Composer:
         sprite, match = match_to(sprite, base, binary=binary, white=white, only_ground=stage.scene.note.kind == "top")
         kind, altitude = stage.scene.note.kind, place.altitude * window.scale
         image = None
+        cast = actor.cutout.cast
         if kind == "sky":
             shades = Shades.none(size)
+        elif cast is not None:
+            shades, rim = Shades.none(size), SPRITE_RIM_PX
+            inner = (sprite.width - 2 * rim, sprite.height - 2 * rim)
+            image = place_cast(cast, (sprite.x + rim, sprite.y + rim), inner, size, mirrored=mirrored, gain=match.gain)
         elif kind == "top":
             thickness = 0.3 * min(place.height, place.width) * window.scale
             shades = lying_shades(sprite, lamp, size, thickness)
@@ -290,7 +301,7 @@ class Composer:
             shades = standing_shades(sprite, place, lamp, size, altitude)
             if mirror and not altitude:
                 image = reflection(sprite, mirror, size)
-        how = {
+        how: dict[str, Any] = {
             "cutout": actor.name,
             "category": actor.note.category,
             "licence": actor.note.licence,
@@ -302,6 +313,8 @@ class Composer:
             "contrast": round(match.contrast, 4),
             "blur_px": match.blur_px,
         }
+        if actor.cutout.how:
+            how["lifted"] = dict(actor.cutout.how)
         return _Layer(actor, sprite, shades, image, how)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import cv2
 import numpy as np
 
+from core.composing.cast import Cast, read_lifted, split_lifted
 from core.composing.light import Plane, to_linear
 from core.errors import ItemError
 from core.images import DEFAULT_MAX_MEGAPIXELS, Pixels, decode_picture
@@ -16,6 +18,8 @@ from core.masks import mask_box
 LEAST_SIDE: Final = 16
 LEAST_AREA: Final = 200
 OPAQUE: Final = 128
+SPRITE_RIM_PX: Final = 3
+"""Clear pixels around a sprite: room for a soft edge."""
 _FRINGE_PX: Final = 2
 
 
@@ -26,15 +30,25 @@ class Cutout:
     Attributes:
         pixels: (H, W, 3) uint8 sRGB; at the edge the object's own colours, not those it was cut from.
         alpha: (H, W) uint8.
+        cast: the effects that a lifted object brings along; None: they are to be computed.
+        how: where a lifted object is from (``id``, ``category``, ``origin``); empty for others.
     """
 
     pixels: Pixels
     alpha: Pixels
+    cast: Cast | None = None
+    how: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def aspect(self) -> float:
         """Width over height."""
         return float(self.pixels.shape[1] / self.pixels.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its pixels take."""
+        own = self.pixels.nbytes + self.alpha.nbytes
+        return own if self.cast is None else own + self.cast.pixels.nbytes + self.cast.alpha.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +78,7 @@ class Sprite:
 
 
 def decode_cutout(data: bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Cutout:
-    """A cut-out from the bytes of a picture with alpha, its fringe cleaned.
+    """A cut-out from the bytes of a picture with alpha, its fringe cleaned; the effects of a lifted one are kept apart.
 
     Raises:
         ItemError: stage ``decode``, code ``cutout_no_alpha``, ``cutout_empty`` (too small, or hardly anything opaque), or one of
@@ -73,7 +87,9 @@ def decode_cutout(data: bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
     photo = decode_picture(data, noun="cut-out", prefix="cutout_", max_megapixels=max_megapixels)
     if photo.alpha is None or int(photo.alpha.min()) > 250:
         raise ItemError("decode", "cutout_no_alpha", "the cut-out has no transparent pixel; give a PNG or WebP with alpha")
-    solid = np.where(photo.alpha >= OPAQUE, 255, 0).astype(np.uint8)
+    how = read_lifted(data)
+    whole, cast = (photo.alpha, None) if how is None else split_lifted(photo.pixels, photo.alpha)
+    solid = np.where(whole >= OPAQUE, 255, 0).astype(np.uint8)
     x0, y0, x1, y1 = mask_box(solid)
     area = cv2.countNonZero(solid)
     if min(x1 - x0, y1 - y0) < LEAST_SIDE or area < LEAST_AREA:
@@ -82,9 +98,9 @@ def decode_cutout(data: bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
             "cutout_empty",
             f"the cut-out has {area} opaque pixels in {x1 - x0} x {y1 - y0}; it needs {LEAST_AREA} and sides of {LEAST_SIDE}",
         )
-    alpha = photo.alpha[y0:y1, x0:x1].copy()
+    alpha = whole[y0:y1, x0:x1].copy()
     alpha[alpha < 8] = 0
-    return Cutout(_without_fringe(np.ascontiguousarray(photo.pixels[y0:y1, x0:x1]), alpha), alpha)
+    return Cutout(_without_fringe(np.ascontiguousarray(photo.pixels[y0:y1, x0:x1]), alpha), alpha, cast, how or {})
 
 
 def _without_fringe(pixels: Pixels, alpha: Pixels) -> Pixels:
@@ -127,7 +143,8 @@ def make_sprite(
         matrix[0, 2] += size[0] / 2 - wide / 2
         matrix[1, 2] += size[1] / 2 - high / 2
         layers = cv2.warpAffine(layers, matrix, size, flags=cv2.INTER_LINEAR)
-    layers = cv2.copyMakeBorder(layers, 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))  # room for a soft edge
+    rim = SPRITE_RIM_PX
+    layers = cv2.copyMakeBorder(layers, rim, rim, rim, rim, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
     layers = np.clip(layers, 0, 1, dtype=np.float32)
     return np.ascontiguousarray(layers[..., :3]), np.ascontiguousarray(layers[..., 3])
 

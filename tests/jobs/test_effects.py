@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.composing.annotations import Annotations
+from core.composing.cast import read_lifted
+from core.composing.collection import Collection, list_pictures
 from core.composing.composer import Composer, ComposeSettings
+from core.composing.light import to_linear, to_srgb
 from core.errors import UsageError
 from core.ledger import list_parts
 from core.storage import storage_for
 from jobs.config import VerifyConfig
 from jobs.data_config import EffectsConfig
-from jobs.effects import effects
+from jobs.effects import cutout_name, effects
 from jobs.verify import verify
-from tests.core.composing.collections import open_collection, write_collection
+from tests.core.composing.collections import open_collection, photo, write_collection
 from tests.jobs.support import picture, read_rows
 
 COUNT, MOVED, BARE = 6, 2, 4
@@ -39,13 +44,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "data"
 
 
+def put_back(cutout: Path, target: np.ndarray) -> np.ndarray:
+    """The lifted object of a file on a photo without it, (H, W, 3) uint8."""
+    lifted = np.asarray(Image.open(cutout))
+    share = lifted[..., 3:].astype(np.float32) / 255
+    return to_srgb(to_linear(target) * (1 - share) + to_linear(np.ascontiguousarray(lifted[..., :3])) * share)
+
+
 def run(data: Path, output: Path, **settings: Any) -> dict[str, Any]:
     return effects(EffectsConfig(input=str(data), output=str(output), **settings))
 
 
 @pytest.mark.usefixtures("cluster")
 def test_pairs_get_their_masks_and_others_a_reason(data: Path, tmp_path: Path) -> None:
-    summary = run(data, tmp_path / "out")
+    summary = run(data, tmp_path / "out", lift_cutouts=True)
     rows, failures = read_rows(str(tmp_path / "out"))
     assert (summary["in"], summary["out"], summary["failed"]) == (COUNT, COUNT - 2, 2)
     assert {name: row["error"] for name, row in failures.items()} == {f"pair-{MOVED}": "background_moved", f"pair-{BARE}": "no_target"}
@@ -63,6 +75,24 @@ def test_pairs_get_their_masks_and_others_a_reason(data: Path, tmp_path: Path) -
     counted = verify(VerifyConfig(input=str(tmp_path / "out")))
     assert (counted["out"], counted["lost"], counted["pictures that do not open"]) == (COUNT - 2, 0, 0)
 
+    # what was lifted gives its photo back, and is what compose takes; nothing is lifted that the frame cuts off
+    lifted = {read_lifted(path.read_bytes())["id"]: path for path in (tmp_path / "out" / "cutouts").iterdir()}  # type: ignore[index]
+    assert lifted.keys() < rows.keys()
+    assert len(lifted) == len(rows) - summary["warnings"]["cutout_touches_frame"] >= 1
+    for name, path in lifted.items():
+        assert path.name == cutout_name(name)
+        source, target = (picture(rows[name][role]).astype(np.uint8) for role in ("source", "target"))
+        error = np.mean((put_back(path, target).astype(np.float64) - source) ** 2)
+        assert 10 * np.log10(255**2 / error) > 35
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photo(9, 320, 240)).save(tmp_path / "photos" / "place.png")
+    collection = Collection(
+        list_pictures(str(tmp_path / "photos"), "photos"), list_pictures(str(tmp_path / "out" / "cutouts"), "cut-outs"), Annotations()
+    )
+    made = Composer(collection, ComposeSettings(size=128, negatives=0.0, max_objects=1)).compose("of-lifted")
+    assert made.recipe["target"]["lifted"]["id"] in lifted
+    assert (made.effect_mask > 0).sum() > (made.mask > 0).sum()
+
     # a dataset is an input too; other blocks, other actors and a run that was cut off give the same bytes
     again = tmp_path / "again"
     settings: dict[str, Any] = {"block_rows": 1, "shard_mb": 0.0, "max_actors": 1}
@@ -76,6 +106,15 @@ def test_pairs_get_their_masks_and_others_a_reason(data: Path, tmp_path: Path) -
     assert json.loads((again / "dataset.json").read_text())["configuration"]["high"] == 6.0
     with pytest.raises(UsageError, match=r"high: 6\.0 -> 7\.0"):
         run(tmp_path / "out", again, high=7.0, **settings)
+    with pytest.raises(UsageError, match="lift_cutouts: None -> True"):
+        run(tmp_path / "out", again, lift_cutouts=True, **settings)
+
+
+@pytest.mark.parametrize("name", ["a", "photos/één.jpg", "../../etc/passwd", ".hidden", "x" * 300, "é", ""])
+def test_any_id_has_a_file_name_of_its_own(name: str) -> None:
+    found = cutout_name(name)
+    assert re.fullmatch(r"[\w-]{1,110}\.png", found, flags=re.ASCII)
+    assert found != cutout_name(name + "2")
 
 
 def test_wrong_settings_are_one_line() -> None:
