@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/cleanplate demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/test_docs.py
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
@@ -21,6 +21,7 @@ check: $(READY)
 	$(BIN)/python -m infra.check_image
 	$(BIN)/python -m infra.check_lock
 	$(BIN)/python -m infra.check_kuberay
+	$(BIN)/python -m pytest tests/test_docs.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

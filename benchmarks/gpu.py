@@ -1,7 +1,8 @@
 """What one device does with full-size SDXL networks: erasing in 4 and 50 steps, scoring, and both, beside diffusers' plain pipeline.
 
     python -m benchmarks.gpu --record benchmarks/records/DATE-gpu.md
-    python -m benchmarks.gpu --small            # the same on a CPU, with small networks: a test of this script, no measurement
+    python -m benchmarks.gpu --device cpu --sizes 512 --batches 1 --works "4 steps" discriminator   # on a CPU: minutes a row
+    python -m benchmarks.gpu --small            # the same with small networks: a test of this script, no measurement
 
 Needs torch, diffusers, transformers and this repository; no Ray, no hub, no weights: the networks are built from their configurations
 with random weights, which cost the same time. Every figure includes the copy of uint8 pictures to the device and back, the autoencoder
@@ -123,9 +124,8 @@ class Row:
 class Bench:
     """Networks with random weights on one device, and the works that are timed."""
 
-    def __init__(self, shapes: Shapes, device: torch.device, compile_mode: CompileMode, seconds: float) -> None:
-        self.shapes, self.device, self.seconds = shapes, device, seconds
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    def __init__(self, shapes: Shapes, device: torch.device, compile_mode: CompileMode, seconds: float, dtype: torch.dtype) -> None:
+        self.shapes, self.device, self.seconds, self.dtype = shapes, device, seconds, dtype
         torch.manual_seed(0)
         unet, vae = self._network(UNet2DConditionModel, shapes.unet), self._network(AutoencoderKL, shapes.vae)
         self.vae = vae
@@ -179,10 +179,12 @@ class Bench:
         return run
 
     def plain(self, steps: int, size: int, batch: int) -> Callable[[], Any]:
-        """diffusers' pipeline as RORem's scripts call it, at ``steps`` network calls."""
-        half = torch.float16 if self.device.type == "cuda" else torch.float32
-        with torch.device(self.device):
-            parts = [placed(kind.from_config(config).eval(), self.device, half, channels_last=False) for kind, config in self._parts()]
+        """diffusers' pipeline as RORem's scripts call it, at ``steps`` network calls; on a CPU with our very networks, to save memory."""
+        half = torch.float16 if self.device.type == "cuda" else self.dtype
+        parts: list[Any] = [self.unet, self.vae]
+        if self.device.type == "cuda":
+            with torch.device(self.device):
+                parts = [placed(kind.from_config(config).eval(), self.device, half, channels_last=False) for kind, config in self._parts()]
         kind = LCMScheduler if steps <= 8 else EulerDiscreteScheduler
         pipeline: Any = diffusers.StableDiffusionXLInpaintPipeline(
             vae=parts[1],
@@ -224,14 +226,14 @@ class Bench:
         return pictures.to(self.device, non_blocking=True)
 
     def timed(self, run: Callable[[], Any]) -> tuple[float, float]:
-        """(seconds a call, peak memory in GiB): results are copied to the host; two calls to warm up, then for ``self.seconds``."""
+        """(seconds a call, peak memory in GiB): results are copied to the host; two calls to warm up a GPU, then for ``self.seconds``."""
 
         def whole() -> None:
             result = run()
             if isinstance(result, torch.Tensor):
                 result.cpu()
 
-        for _ in range(2):
+        for _ in range(2 if self.device.type == "cuda" else 0):
             whole()
         self._wait()
         if self.device.type == "cuda":
@@ -360,16 +362,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--long-steps", type=int, default=50)
     parser.add_argument("--works", nargs="+", default=[], help="names of rows; all where none are given")
     parser.add_argument("--compile", choices=["off", "blocks", "full", "graphs"], default="off")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain pipeline out")
     parser.add_argument("--seconds", type=float, default=5.0, help="time spent on each measurement")
     parser.add_argument("--record", type=Path, help="write the table to this file, too")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    if device.type == "cpu" and not options.small:
-        parser.error("there is no GPU here; full-size networks need one (or --small)")
+    if device.type == "cpu" and not (options.small or (options.sizes and options.batches)):
+        parser.error("there is no GPU here; say how much of the table a CPU shall do (--sizes 512 --batches 1), or --small")
     shapes = SMALL if options.small else FULL
     shapes = replace(shapes, sizes=tuple(options.sizes or shapes.sizes), batches=tuple(options.batches or shapes.batches))
-    bench = Bench(shapes, device, options.compile, options.seconds)
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    bench = Bench(shapes, device, options.compile, options.seconds, dtype)
     peak = bench.matmul_peak()
     rows = measure(bench, long_steps=options.long_steps, plain=not options.no_plain, works=options.works)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

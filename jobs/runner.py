@@ -40,6 +40,8 @@ NO_PROGRESS_SECONDS: Final = 900
 INIT_DEATHS: Final = 3
 """Actors in a row that may die while they start, on a busy machine or a node that goes, before the job is given up (Ray: 0)."""
 TASK_CPUS: Final = 0.25
+WHOLE_BLOCK: Final = 1_000_000
+"""Rows in a batch: more than any block has. Ray Data wants a number where actors have GPUs, and never joins blocks to reach it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,7 @@ def actor_stage(rows: ray.data.Dataset, stage: type, arguments: tuple[Any, ...],
     return rows.map_batches(
         stage,
         fn_constructor_args=arguments,
-        batch_size=None,
+        batch_size=WHOLE_BLOCK,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=least, max_size=most),
         num_cpus=pools.num_cpus,

@@ -66,3 +66,15 @@ class Located(Noisy):
 
         Path(os.environ["TEST_NODES"], ray.get_runtime_context().get_node_id()).touch()
         return super().fill(crops, seeds)
+
+
+class OnDevice(Noisy):
+    """Leaves a file named after the devices that its process may see in the folder ``TEST_DEVICES``; ``none`` where Ray gave it none."""
+
+    def fill(self, crops: Sequence[Crop], seeds: Sequence[int]) -> list[np.ndarray]:
+        import ray
+
+        devices = [str(number) for number in ray.get_gpu_ids()]
+        if devices:
+            Path(os.environ["TEST_DEVICES"], ",".join(devices)).touch()
+        return super().fill(crops, seeds)

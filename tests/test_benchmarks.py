@@ -34,7 +34,7 @@ def test_full_size_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         gpu.main(["--device", "cpu"])
     assert caught.value.code == 2
-    assert "full-size networks need one" in capsys.readouterr().err
+    assert "say how much of the table a CPU shall do" in capsys.readouterr().err
 
 
 def test_counted_operations_of_the_full_networks() -> None:
