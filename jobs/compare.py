@@ -20,13 +20,13 @@ from core.metrics.comparison import FIGURES
 from core.metrics.pairing import Figures, as_csv, as_markdown, compared
 from core.readers import open_input, parquet_source
 from jobs.data_config import EvaluateConfig
-from jobs.evaluate import PASTED, evaluate
+from jobs.evaluate import LATENCY, PASTED, evaluate
 from jobs.evaluate_networks import REMOVAL_FIGURES
 from training.contact_sheet import contact_sheet, marked
 
 SHEET_ROWS: Final = 8
 SHEET_SIDE: Final = 256
-_COMPARED: Final = ("score", *FIGURES, *REMOVAL_FIGURES, *(PASTED + name for name in FIGURES))
+_COMPARED: Final = ("score", *FIGURES, *REMOVAL_FIGURES, *(PASTED + name for name in FIGURES), LATENCY)
 
 
 def run(config: EvaluateConfig) -> int:

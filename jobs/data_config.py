@@ -17,7 +17,9 @@ class ComposeConfig:
         backgrounds: folder of photos without the objects; local or s3://
         cutouts: folder of pictures of one object each, with alpha; local or s3://
         output: folder of the dataset to write; run the same command again to go on with it
-        annotations: JSON file with ground, camera and light of photos, and real size and pose of objects; none for the depth-free rule
+        annotations: JSON file with ground, camera and light of photos, and real size and pose of objects; none for none
+        surfaces: where feet may stand on photos without a note: rule (colours), or Mask2Former (a folder, s3:// folder or hub id)
+        depth: Depth Anything V2 (a folder, s3:// folder or hub id) that says which of these surfaces are flat; none for none
         count: triplets to make
         size: side of the pictures in pixels
         seed: seed of everything that is drawn; the same seed makes the same bytes on any number of workers
@@ -42,6 +44,8 @@ class ComposeConfig:
     cutouts: str
     output: str
     annotations: str = "none"
+    surfaces: str = "rule"
+    depth: str = "none"
     count: int = 1000
     size: int = 512
     seed: int = 0
@@ -77,6 +81,8 @@ class ComposeConfig:
             ("shard_mb", 0.0, 16_384.0),
         ):
             within(name, getattr(self, name), least, most)
+        if self.depth != "none" and self.surfaces == "rule":
+            raise UsageError("--depth looks at the surfaces that a network found; add --surfaces, or leave it out")
         if self.max_actors and self.min_actors > self.max_actors:
             raise UsageError(f"--min-actors {self.min_actors} is above --max-actors {self.max_actors}; raise the one or lower the other")
 

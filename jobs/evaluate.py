@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -43,16 +44,18 @@ from core.record import FAILURE_SCHEMA
 from core.scoring import Scorer, score_results
 from core.workload import failure
 from jobs.data_config import EvaluateConfig
+from jobs.evaluate_latency import measure_latency
 from jobs.evaluate_networks import REMOVAL_FIGURES, EvaluationNetworks
 from jobs.progress import LOG_SECONDS
 
 log = logging.getLogger(__name__)
 
 PASTED: Final = "pasted_"
+LATENCY: Final = "latency"
 METRICS_SCHEMA: Final = pa.schema(
     [pa.field(name, pa.string()) for name in ("id", "origin", "category", "model")]
     + [pa.field("score", pa.float32())]
-    + [pa.field(name, pa.float64()) for name in (*FIGURES, *(PASTED + name for name in FIGURES), *REMOVAL_FIGURES)]
+    + [pa.field(name, pa.float64()) for name in (*FIGURES, *(PASTED + name for name in FIGURES), *REMOVAL_FIGURES, LATENCY)]
 )
 """One row an item; null where a figure has no meaning for it."""
 
@@ -77,6 +80,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Returns:
         ``in``, ``out``, ``failed`` (in = out + failed), ``failures`` (reasons, counted), ``with_target``, ``scores_stored`` and
         ``scores_made``, ``left_out`` (what was not measured, and why), ``success_rate`` (of the discriminator, at ``threshold``),
+        ``latency`` (of what ``metrics`` has the seconds: model, device, steps, side; None where it was not measured),
         ``metrics`` and ``metrics_pasted`` (of each figure ``mean``, ``low``, ``high`` and ``count``; 95 % intervals).
 
     Raises:
@@ -102,6 +106,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     left_out = dict(evaluation.left_out)
     if with_target < len(rows):
         left_out["figures against the truth"] = f"{len(rows) - with_target} of {len(rows)} items have no target"
+    latency = evaluation.measure_latency(rows, left_out)
     accepted = sum(score > config.threshold for score in scores)
     labels = success_rate(read_labels(config.labels)) if config.labels else None
     if config.labels and labels is None:
@@ -122,7 +127,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "success_rate": asdict(wilson_interval(accepted, len(scores))) if scores else None,
         "people_success_rate": asdict(labels) if labels else None,
         "distances": evaluation.networks.distances(),
-        "metrics": _estimates(rows, ("score", *FIGURES, *REMOVAL_FIGURES), ""),
+        "latency": latency,
+        "metrics": _estimates(rows, ("score", *FIGURES, *REMOVAL_FIGURES, LATENCY), ""),
         "metrics_pasted": _estimates(rows, FIGURES, PASTED),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -175,6 +181,22 @@ class _Evaluation:
         with ThreadPoolExecutor(threads) as pool:
             yield from map_ahead(pool, self._outcome, _first_of_each(self.input.rows()), 2 * threads)
 
+    def measure_latency(self, rows: list[dict[str, Any]], left_out: dict[str, str]) -> dict[str, Any] | None:
+        """Puts the seconds of the first items into their rows, once nothing else runs here; returns what was measured."""
+        if not self.config.latency:
+            left_out[LATENCY] = "no --latency"
+            return None
+        by_id = {row["id"]: row for row in rows}
+        asked = list(islice((item for item in self.input.rows() if item.error is None and item.id in by_id), self.config.latency))
+        try:
+            seconds, told = measure_latency(self.input.base, asked, self.config.device, self.config.max_megapixels)
+        except UsageError as error:
+            left_out[LATENCY] = str(error)
+            return None
+        for item, value in seconds.items():
+            by_id[item][LATENCY] = value
+        return told
+
     def _outcome(self, item: PlanRow) -> Outcome:
         row = asdict(item)
         try:
@@ -195,7 +217,7 @@ class _Evaluation:
         if score is None and config.discriminator != "none":
             mask = self._mask(values["mask"]["bytes"], (source.width, source.height)).pixels
             score = self._score(source.pixels, mask, resize_to(erased, source.height, source.width, "erasure"))
-        found = {"id": values["id"], "origin": values["origin"], "category": values["category"], "model": values["model"], "score": score}
+        found = {name: values[name] for name in ("id", "origin", "category", "model")} | {"score": score, LATENCY: None}
         target, effects = self._truth(values)
         if target is None:
             return {**dict.fromkeys(METRICS_SCHEMA.names), **found}
@@ -289,7 +311,7 @@ def _told(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
 _LEAST_COLUMNS: Final = 120
 """A narrower table would cut the figures off; a terminal wraps it."""
 _DIGITS: Final = {"psnr": 2, "seam": 2}
-_UNITS: Final[dict[str, str]] = {"psnr": " (dB)", "seam": " (levels)"}
+_UNITS: Final[dict[str, str]] = {"psnr": " (dB)", "seam": " (levels)", LATENCY: " (s an image)"}
 
 
 def _print(summary: dict[str, Any]) -> None:
@@ -310,6 +332,9 @@ def _print(summary: dict[str, Any]) -> None:
     for name, found in summary["distances"].items():
         table.add_row(name, f"{found['value']:.4f}", "", f"{found['count']:,}")
     Console(width=max(Console().width, _LEAST_COLUMNS), soft_wrap=True).print(table)
+    if summary["latency"]:
+        told = ", ".join(f"{name} {value}" for name, value in summary["latency"].items() if value is not None)
+        print(f"latency is of {told}: one image at a time")
     for name, reason in summary["left_out"].items():
         print(f"left out: {name}: {reason}")
     for reason, count in summary["failures"].items():

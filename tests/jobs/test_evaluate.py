@@ -17,6 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, SamCon
 from core import storage
 from core.checkpoints import locate
 from core.discriminator import Discriminator
+from core.eraser import EraserSettings, identity
 from core.errors import CleanplateError, UsageError
 from core.images import decode_photo, encode_image
 from core.labels import label_of, write_labels
@@ -25,6 +26,7 @@ from core.masks import encode_mask
 from core.metrics.comparison import FIGURES, Case
 from core.metrics.distances import frechet_distance
 from core.metrics.features import Inception, SamFeatures
+from core.metrics.known_sets import KNOWN_SETS
 from core.metrics.perceptual import ENVIRONMENT, Lpips
 from core.metrics.removal import remove_score
 from core.metrics.statistics import bootstrap_mean, wilson_interval
@@ -37,8 +39,8 @@ from tests.core.metrics.lpips_weights import random_weights
 from tests.pictures import box_mask, gradient, put, with_object
 
 NAMES = ("a", "b", "c", "d")
-NETWORKS = {"fid, kid": "no --inception", "cmmd": "no --clip", "remove, remove_plus": "no --sam"}
-"""What is left out where no path of a network is given."""
+NETWORKS = {"fid, kid": "no --inception", "cmmd": "no --clip", "remove, remove_plus": "no --sam", "latency": "no --latency"}
+"""What is left out where no path of a network is given, and no latency is asked for."""
 WIDTH, HEIGHT = 64, 48
 
 
@@ -241,7 +243,7 @@ def test_networks_that_are_at_hand_are_asked(tmp_path: Path) -> None:
     paths = {"inception": str(tmp_path / "inception.pt"), "clip": str(tmp_path / "clip"), "sam": str(tmp_path / "sam")}
     config = EvaluateConfig(input=str(tmp_path / "pairs"), discriminator="none", lpips="off", output=str(tmp_path / "out"), **paths)
     summary = evaluate(config)
-    assert summary["left_out"] == {}
+    assert summary["left_out"] == {"latency": "no --latency"}
     assert {name: found["count"] for name, found in summary["distances"].items()} == {"fid": 4, "kid": 4, "cmmd": 4}
     encoder = Inception(paths["inception"], device="cpu")
     outputs = np.stack([encoder.features(erased) for _, erased in CASES.values()])
@@ -254,6 +256,54 @@ def test_networks_that_are_at_hand_are_asked(tmp_path: Path) -> None:
     for name in paths:
         with pytest.raises(UsageError, match=r"no Inception|no model at"):
             evaluate(replace(config, **{name: str(tmp_path / "nothing")}))
+
+
+def test_latency_is_of_the_eraser_that_made_the_input_or_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = write_records(tmp_path / "dataset", records())
+    config = EvaluateConfig(input=dataset, discriminator="none", lpips="off", latency=3)
+    summary = evaluate(config)
+    assert summary["latency"] is None
+    assert summary["left_out"]["latency"].endswith("it is measured where cleanplate clean wrote the input")
+    made = {f"eraser_{name}": value for name, value in identity("opencv", EraserSettings(dilate_px=5)).items()}
+    written = tmp_path / "dataset" / "dataset.json"
+    written.write_text(json.dumps({"configuration": made}))
+    summary = evaluate(replace(config, output=str(tmp_path / "out")))
+    assert summary["latency"] == {"model": "opencv", "device": "cpu", "steps": None, "side": None}
+    assert "latency" not in summary["left_out"]
+    times = [row["latency"] for row in read(str(tmp_path / "out")).values()]
+    assert times[3] is None
+    assert min(times[:3]) > 0
+    assert summary["metrics"]["latency"] == asdict(bootstrap_mean(np.array(times[:3])))
+    assert run(config) == 0
+    printed = capsys.readouterr().out
+    assert "latency (s an image)" in printed
+    assert "latency is of model opencv, device cpu" in printed
+    put(str(tmp_path / "files"), files())
+    assert run(replace(config, compare=str(tmp_path / "files"), output=str(tmp_path / "compared"))) == 0
+    found = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    assert found["models"]["dataset"]["metrics"]["latency"]["count"] == 3
+    for changed, says in (({"eraser_fingerprint": "else"}, "other weights now"), ({"eraser_model": str(tmp_path / "gone")}, "no model")):
+        written.write_text(json.dumps({"configuration": made | changed}))
+        assert says in evaluate(config)["left_out"]["latency"]
+
+
+@pytest.mark.parametrize(("name", "items"), [(name, size) for name, sizes in KNOWN_SETS.items() for size in sizes])
+def test_a_known_set_is_read_from_a_local_copy_of_its_size(name: str, items: int, tmp_path: Path) -> None:
+    put(str(tmp_path / "erased"), files(("a", "b"), roles=("source", "mask", "erased")))
+    put(str(tmp_path / "set"), files(("a",)))
+    config = EvaluateConfig(
+        input=str(tmp_path / "erased"),
+        reference=str(tmp_path / "set" / "list.csv"),
+        known_set=name,
+        discriminator="none",
+        lpips="off",
+    )
+    lines = ["id,source,mask,target", *(f"{item},source/a.png,mask/a.png,target/a.png" for item in ("a", *range(items + 1)))]
+    (tmp_path / "set" / "list.csv").write_text("\n".join(lines[: items + 1]))
+    assert evaluate(config)["with_target"] == 1
+    (tmp_path / "set" / "list.csv").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=f"{name} has .* items, and this copy has {items + 2}"):
+        evaluate(config)
 
 
 def test_models_are_compared_on_the_same_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
