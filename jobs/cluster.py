@@ -31,7 +31,7 @@ class Pools:
     """The actor pools of a job.
 
     ``min_actors`` to ``max_actors`` actors, and up to ``score_actors`` more that score alone (0 where nothing does), with ``num_cpus``
-    and ``num_gpus`` each; ``threads`` in each of the former.
+    and ``num_gpus`` each; ``threads`` in each of the former. An actor takes up ``block_rows`` items at a time.
     """
 
     min_actors: int
@@ -40,6 +40,7 @@ class Pools:
     num_gpus: float
     score_actors: int
     threads: int
+    block_rows: int = 1
 
 
 @contextmanager

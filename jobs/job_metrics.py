@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import ray
 from ray.util.metrics import Counter, Gauge
 
 from jobs.monitor import MonitorState, Tally
@@ -44,6 +45,12 @@ class MeasuredMonitor(MonitorState):
         if crashes:
             self._died.inc(len(crashes))
         return crashes
+
+
+def start_monitor(before: Tally, max_failure_rate: float) -> Any:
+    """Start the actor and return its handle; it needs no CPU of its own and comes back after a crash."""
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MeasuredMonitor)
+    return actor.remote(before, max_failure_rate)
 
 
 def _count(counter: Any, tag: str, counts: Mapping[str, int]) -> None:

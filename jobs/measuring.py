@@ -28,8 +28,9 @@ from core.parallel import map_ahead
 from core.plan import PlanInfo, PlanRow, read_plan_file, read_plan_info, write_plan
 from core.workload import Outcome, failure
 from jobs.cluster import Pools
+from jobs.job_metrics import start_monitor
 from jobs.job_state import read_object, write_object
-from jobs.monitor import Tally, start_monitor
+from jobs.monitor import Tally
 from jobs.progress import LOG_SECONDS
 from jobs.runner import actor_stage, explained, set_up_ray_data
 from jobs.sink import TooManyFailures

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-import ray
+from typing import Final
 
 CRASHES_TO_QUARANTINE: Final = 2
 RATE_HOLDS_FROM: Final = 200
@@ -101,11 +99,3 @@ class MonitorState:
     def progress(self) -> tuple[Tally, str | None]:
         """What this run has written so far, and why it must stop, if it must."""
         return self._sum, self._stop
-
-
-def start_monitor(before: Tally, max_failure_rate: float) -> Any:
-    """Start the actor and return its handle; it needs no CPU of its own and comes back after a crash."""
-    from jobs.job_metrics import MeasuredMonitor  # it is made of what stands above
-
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MeasuredMonitor)
-    return actor.remote(before, max_failure_rate)

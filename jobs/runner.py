@@ -12,7 +12,7 @@ import importlib.util
 import json
 import logging
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Protocol
 
 import pyarrow as pa
@@ -27,8 +27,9 @@ from core.plan import PlanInfo, read_plan_info, write_plan
 from core.readers import Input, open_input
 from core.record import SCHEMA_VERSION
 from jobs.cluster import Pools, ray_cluster
+from jobs.job_metrics import start_monitor
 from jobs.job_state import JobFiles, admit, read_object, write_object
-from jobs.monitor import Tally, start_monitor
+from jobs.monitor import Tally
 from jobs.progress import ProgressDisplay, print_table
 from jobs.sink import ShardSink, TooManyFailures
 from jobs.stages import PlanReader
@@ -40,8 +41,6 @@ NO_PROGRESS_SECONDS: Final = 900
 INIT_DEATHS: Final = 3
 """Actors in a row that may die while they start, on a busy machine or a node that goes, before the job is given up (Ray: 0)."""
 TASK_CPUS: Final = 0.25
-WHOLE_BLOCK: Final = 1_000_000
-"""Rows in a batch: more than any block has. Ray Data wants a number where actors have GPUs, and never joins blocks to reach it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +124,8 @@ def actor_stage(rows: ray.data.Dataset, stage: type, arguments: tuple[Any, ...],
     return rows.map_batches(
         stage,
         fn_constructor_args=arguments,
-        batch_size=WHOLE_BLOCK,
+        # a whole block: where actors have GPUs Ray Data wants a number, and joins smaller blocks until they have so many rows
+        batch_size=pools.block_rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=least, max_size=most),
         num_cpus=pools.num_cpus,
@@ -159,10 +159,11 @@ def _forget_failures(output: str) -> None:
 def _run_on_ray(job: Job, run: RunSettings, files: JobFiles, lease: Lease, plan: PlanInfo, ledger: Ledger) -> dict[str, int]:
     with ray_cluster(run.address):
         pools = job.pools()
+        pools = replace(pools, block_rows=max(1, min(run.block_rows, plan.items // (4 * pools.max_actors))))
         _keep_device(files, "gpu" if pools.num_gpus else "cpu")
         before = Tally(ledger.verdicts.copy(), ledger.errors.copy())
         monitor = start_monitor(before, run.max_failure_rate)
-        rows = _rows_left(run, files, plan, pools, ray.put(ledger.ids) if len(ledger.ids) else None)
+        rows = _rows_left(files, plan, pools, ray.put(ledger.ids) if len(ledger.ids) else None)
         dataset = job.stages(rows, plan, pools, monitor)
         sink = ShardSink(files.output, files.lease, lease.run, monitor, run.shard_mb)
         with ProgressDisplay(monitor, before, plan.items):
@@ -174,14 +175,14 @@ def _run_on_ray(job: Job, run: RunSettings, files: JobFiles, lease: Lease, plan:
         return dict(tally.warnings)
 
 
-def _rows_left(run: RunSettings, files: JobFiles, plan: PlanInfo, pools: Pools, done: Any) -> ray.data.Dataset:
+def _rows_left(files: JobFiles, plan: PlanInfo, pools: Pools, done: Any) -> ray.data.Dataset:
     """The rows of the plan that are not done yet, in blocks small enough that a short job keeps every actor busy."""
     set_up_ray_data()
     names = ray.data.from_arrow([pa.table({"file": [name]}) for name in plan.files])
     rows = names.map_batches(
         PlanReader(files.plan, done).__call__, batch_size=1, batch_format="pyarrow", num_cpus=TASK_CPUS, udf_modifying_row_count=True
     )
-    return rows.repartition(target_num_rows_per_block=max(1, min(run.block_rows, plan.items // (4 * pools.max_actors))))
+    return rows.repartition(target_num_rows_per_block=pools.block_rows)
 
 
 def set_up_ray_data() -> None:

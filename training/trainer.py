@@ -33,6 +33,7 @@ from training.parallelism import added_up
 from training.preparation import admitted, buckets_of, data_facts, feed_settings, held_out_shares, read_items, read_json
 from training.ray_feed import FeedPlan, RayFeed
 from training.settings import TrainSettings
+from training.training_metrics import TrainingGauges
 
 log = logging.getLogger(__name__)
 
@@ -72,14 +73,16 @@ class TrainRun:
 
 @ray.remote(num_cpus=0)
 class Watcher:
-    """Holds what the leading worker said last, and why the workers gave up; for whoever watches."""
+    """Holds what the leading worker said last, and why the workers gave up; for whoever watches, Prometheus among them."""
 
-    def __init__(self) -> None:
+    def __init__(self, objective: str) -> None:
+        self._gauges = TrainingGauges(objective)
         self.values: dict[str, Any] = {}
         self.problem: str | None = None
 
     def tell(self, values: dict[str, Any]) -> None:
         self.values = values
+        self._gauges.show(values)
 
     def refuse(self, problem: str) -> None:
         self.problem = problem
@@ -149,7 +152,7 @@ def _fit(
     callback: UserCallback | None,
     watch: Callable[[dict[str, Any]], None] | None,
 ) -> None:
-    watcher = Watcher.remote()  # type: ignore[attr-defined]
+    watcher = Watcher.remote(settings.objective)  # type: ignore[attr-defined]
     given = {
         "settings": settings,
         "run": run,

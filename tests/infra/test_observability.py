@@ -14,6 +14,7 @@ import yaml
 from jobs import job_metrics
 from jobs.monitor import Tally
 from tests.jobs.support import ROOT
+from training import training_metrics
 
 SERIES = re.compile(r"\bray_cleanplate_[a-z_]+")
 ALERTS = ROOT / "infra" / "alerts" / "cleanplate.yaml"
@@ -25,7 +26,7 @@ def written() -> set[str]:
     """Names that stand in the code as the first argument of a metric."""
     constructed = re.compile(r"(?:Counter|Gauge|Histogram)\(\s*\"(cleanplate_[a-z_]+)\"")
     sources = [path.read_text() for folder in ("jobs", "serving", "training") for path in (ROOT / folder).rglob("*.py")]
-    return {name for text in sources for name in constructed.findall(text)} | set(job_metrics.NAMES)
+    return {name for text in sources for name in constructed.findall(text)} | set(job_metrics.NAMES) | set(training_metrics.NAMES)
 
 
 def asked(queries: list[str]) -> set[str]:
@@ -89,3 +90,25 @@ def test_a_retried_task_counts_once_and_a_crash_is_counted(monkeypatch: pytest.M
     assert seen[job_metrics.JOB_CRASHES, ""] == 1
     monitor.wrote(4, Tally(Counter(), Counter(truncated=300)))
     assert seen[job_metrics.JOB_STOPPED, ""] == 1
+
+
+def test_a_training_shows_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, float] = {}
+    tags: dict[str, dict[str, str]] = {}
+
+    class Recorder:
+        def __init__(self, name: str, *_: object, **__: object) -> None:
+            self.name = name
+
+        def set_default_tags(self, values: dict[str, str]) -> None:
+            tags[self.name] = values
+
+        def set(self, value: float) -> None:
+            seen[self.name] = value
+
+    monkeypatch.setattr(training_metrics, "Gauge", Recorder)
+    gauges = training_metrics.TrainingGauges("lcm")
+    gauges.show({"step": 3, "steps": 9, "loss": 0.5, "validation_loss": None, "epoch": 0})
+    assert seen == {"cleanplate_training_step": 3.0, "cleanplate_training_steps": 9.0, "cleanplate_training_loss": 0.5}
+    assert set(map(str, tags)) == set(training_metrics.NAMES)
+    assert all(value == {"objective": "lcm"} for value in tags.values())
