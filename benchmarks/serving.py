@@ -279,7 +279,7 @@ def served(model: str, flags: list[str]) -> Iterator[tuple[int, str]]:
     """Process and address of a ``cleanplate serve`` of its own."""
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
         command = [sys.executable, "-m", "jobs.main", "serve", "--port", "0", "--json", "--model", model, "--store", f"{folder}/up", *flags]
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "RAY_ADDRESS": ""})
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "RAY_ADDRESS": "local"})
         try:
             while process.poll() is None:
                 said = (Path(folder) / "log").read_text(errors="replace")

@@ -43,7 +43,7 @@ def with_parent(line: list[str]) -> list[str]:
 def start_server(*flags: str, log: Path, **extra: str) -> subprocess.Popen[bytes]:
     """Start ``cleanplate serve`` on a free port, on a Ray of its own; where this process dies, however it dies, the command ends, too."""
     line = with_parent(command("serve", "--port", "0", "--json", *flags))
-    values = environment(**{"RAY_ADDRESS": "", **extra})
+    values = environment(**{"RAY_ADDRESS": "local", **extra})
     with log.open("ab") as out:
         return subprocess.Popen(line, stdout=out, stderr=out, env=values, cwd=ROOT, start_new_session=True)
 

@@ -13,10 +13,12 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from core.crops import Fill
 from core.errors import UsageError
 from core.images import encode_image
 from core.masks import encode_mask
 from serving.app import open_desk
+from serving.networks import FillJob, ModelChanged, ModelInfo
 from serving.settings import ServingSettings
 from tests.pictures import box_mask, gradient, with_object
 from tests.serving.conftest import make_client
@@ -218,3 +220,27 @@ def test_the_desk_that_the_settings_name_is_at_review(tmp_path: Path) -> None:
     assert store.progress("plates").decided == 1
     assert "/v1/review/next" in client.get("/openapi.json").json()["paths"]
     store.close()
+
+
+@pytest.mark.parametrize(("times", "status"), [(1, 200), (100, 503)])
+def test_a_model_that_changes_meanwhile_is_asked_about_anew(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, times: int, status: int
+) -> None:
+    files = {"image": png(), "mask": encode_mask(MASK)}
+    wanted = client.post("/v1/erase", files=files).content
+    graph = client.app.state.service.graph  # type: ignore[attr-defined]
+    fill, asked = graph.fill, []
+
+    async def changed(info: ModelInfo, job: FillJob) -> list[Fill]:
+        asked.append(info)
+        if len(asked) <= times:
+            raise ModelChanged("model opencv is another one by now")
+        return list(await fill(info, job))
+
+    monkeypatch.setattr(graph, "fill", changed)
+    answer = client.post("/v1/erase", files=files)
+    assert answer.status_code == status
+    if status == 200:
+        assert answer.content == wanted
+    else:
+        assert int(answer.headers["retry-after"]) >= 1

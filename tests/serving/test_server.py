@@ -46,7 +46,7 @@ def test_every_way_in_gives_the_bytes_of_clean(server: str, tmp_path: Path) -> N
         shutil.copy(file, tmp_path / "in" / name)
     summary_of(run_command(
         "clean", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--seed", "7", "--candidates", "2", "--json",
-        RAY_ADDRESS="",
+        RAY_ADDRESS="local",
     ))  # fmt: skip
     rows, _ = read_rows(str(tmp_path / "out"))
     ((item, row),) = rows.items()
