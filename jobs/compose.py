@@ -21,6 +21,7 @@ from core.composing.cast import LIFTED_FOLDER
 from core.composing.collection import Collection, Listing, list_pictures, read_annotations
 from core.composing.composer import Composer, ComposeSettings
 from core.composing.encoding import ORIGIN, encode_record
+from core.composing.support import RULE, SurfaceNetworks, ground_by_colour
 from core.errors import StorageUnavailable, UsageError
 from core.plan import PlanInfo, PlanRow
 from core.readers import Input
@@ -31,10 +32,10 @@ from jobs.data_config import ComposeConfig
 from jobs.runner import RunSettings, actor_stage, print_summary, run_job
 from jobs.stages import Guarded, in_chunks
 
-RECIPE_VERSION: Final = 1
+RECIPE_VERSION: Final = 2
 """Goes up with every change of ``core.composing`` that changes what comes out for a seed."""
 
-_DECIDING: Final = ("count", "size", "seed", "negatives", "max_objects", "reflections", "image_format")
+_DECIDING: Final = ("count", "size", "seed", "negatives", "max_objects", "reflections", "image_format", "surfaces", "depth")
 
 
 def run(config: ComposeConfig) -> int:
@@ -106,7 +107,7 @@ class ComposeJob:
             reflections=config.reflections,
         )
         collection = ray.put((self.photos, self.cutouts, self.annotations))
-        arguments = (collection, made, self._model(), config.image_format, monitor)
+        arguments = (collection, made, self._model(), config.image_format, (config.surfaces, config.depth), monitor)
         return actor_stage(rows, ComposeStage, arguments, pools, pools.min_actors, pools.max_actors)
 
     def licences(self) -> list[str]:
@@ -142,10 +143,12 @@ class ComposeStage:
         settings: ComposeSettings,
         model: str,
         image_format: Literal["jpeg", "png"],
+        surfaces: tuple[str, str],
         monitor: Any,
     ) -> None:
         cv2.setNumThreads(1)
-        self._composer = Composer(Collection(*ray.get(collection)), settings)
+        find = ground_by_colour if surfaces[0] == RULE else SurfaceNetworks(*surfaces)
+        self._composer = Composer(Collection(*ray.get(collection), find_support=find), settings)
         self._model, self._format = model, image_format
         self._guarded = Guarded(monitor, "compose")
 

@@ -14,6 +14,7 @@ from typing import Final, Generic, TypeVar
 from core import storage
 from core.composing.annotations import Annotations, ObjectNote, PhotoNote, parse_annotations
 from core.composing.cutout import Cutout, decode_cutout
+from core.composing.support import Support, SupportFinder, ground_by_colour
 from core.errors import ItemError, ObjectMissing, StorageError, StorageUnavailable, UsageError
 from core.images import Pixels, decode_photo
 
@@ -73,8 +74,10 @@ def read_annotations(uri: str) -> tuple[Annotations, str]:
 class Collection:
     """Photos and cut-outs by number. Not to be shared among threads."""
 
-    def __init__(self, photos: Listing, cutouts: Listing, annotations: Annotations) -> None:
+    def __init__(self, photos: Listing, cutouts: Listing, annotations: Annotations, find_support: SupportFinder = ground_by_colour) -> None:
         self.photos, self.cutouts, self.annotations = photos, cutouts, annotations
+        self._find_support = find_support
+        self._supports: dict[int, Support | None] = {}
         known = (annotations.photo(name).kind != "scene" for name in photos.names)
         self._weights = list(accumulate(ANNOTATED_WEIGHT if yes else 1 for yes in known))
         self._by_pose = {
@@ -107,6 +110,12 @@ class Collection:
     def photo(self, number: int) -> Pixels:
         """(H, W, 3) uint8. Raises ItemError where it cannot be had, StorageUnavailable where the store does not answer."""
         return self._kept_photos.get(number, lambda: decode_photo(_fetch(self.photos, number, "photo")).pixels)
+
+    def support(self, number: int) -> Support | None:
+        """Where feet may stand on a photo of which nothing is known; None where nothing can. Raises as ``photo``."""
+        if number not in self._supports:
+            self._supports[number] = self._find_support(self.photo(number))
+        return self._supports[number]
 
     def cutout(self, number: int) -> Cutout:
         """Raises ItemError where it cannot be had or is no cut-out, StorageUnavailable where the store does not answer."""

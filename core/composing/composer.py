@@ -179,9 +179,14 @@ class Composer:
             except ItemError as error:
                 warnings.append(f"photo_{error.code}")
                 continue
-            scene = Scene(self.collection.photo_note(number), photo.shape[1], photo.shape[0])
+            note = self.collection.photo_note(number)
+            support = self.collection.support(number) if note.kind == "scene" else None
+            scene = Scene(note, photo.shape[1], photo.shape[0], support)
             if min(photo.shape[:2]) < self.settings.size // 2:
                 warnings.append("photo_too_small")
+                continue
+            if note.kind == "scene" and support is None:
+                warnings.append("photo_without_ground")
                 continue
             if scene.poses not in self.collection.poses:
                 continue
@@ -204,8 +209,8 @@ class Composer:
         raise ItemError(
             "compose",
             "nothing_fits",
-            f"none of {_PHOTOS_TRIED} photos went with any of {_CUTOUTS_TRIED} cut-outs{reasons}: give larger photos, cut-outs whose pose "
-            "and size fit them, or --annotations none",
+            f"none of {_PHOTOS_TRIED} photos went with any of {_CUTOUTS_TRIED} cut-outs{reasons}: give larger photos, say in --annotations "
+            "where their ground is, or give cut-outs whose pose and size fit them",
         )
 
     def _draw_actor(self, scene: Scene, rng: np.random.Generator, warnings: list[str]) -> _Actor | None:
@@ -218,9 +223,8 @@ class Composer:
             warnings.append(error.code if error.code.startswith("cutout") else f"cutout_{error.code}")
             return None
         name, note = self.collection.cutouts.names[number], self.collection.object_note(number)
-        if cutout.how:
-            note = replace(note, category=cutout.how.get("category") or "object")
-        return _Actor(name, note, cutout, _NOWHERE)
+        lifted = replace(note, category=cutout.how.get("category") or "object") if cutout.how else note
+        return _Actor(name, lifted, cutout, _NOWHERE)
 
     def _others(
         self, scene: Scene, target: _Actor, window: Window, density: float, rng: np.random.Generator, warnings: list[str]
@@ -275,8 +279,7 @@ class Composer:
         size, window, place = self.settings.size, stage.window, actor.place
         mirrored = bool(rng.random() < 0.5)
         turned = float(rng.uniform(0, 360)) if stage.scene.note.kind == "top" else 0.0
-        if actor.cutout.cast is not None:
-            turned = 0.0  # its shadow would turn with it
+        turned = turned if actor.cutout.cast is None else 0.0  # its shadow would turn with it
         light, alpha = make_sprite(actor.cutout, place.height * window.scale, mirrored=mirrored, turned_deg=turned)
         x0, y0, x1, y1 = place.box
         x = round(((x0 + x1) / 2 - window.x) * window.scale - alpha.shape[1] / 2)
@@ -285,9 +288,8 @@ class Composer:
         sprite = Sprite(light, alpha, x, y, (a + y - b * x, b))
         binary = not bool(((actor.cutout.alpha > 40) & (actor.cutout.alpha < 215)).mean() > 0.002)
         sprite, match = match_to(sprite, base, binary=binary, white=white, only_ground=stage.scene.note.kind == "top")
-        kind, altitude = stage.scene.note.kind, place.altitude * window.scale
+        kind, cast, altitude = stage.scene.note.kind, actor.cutout.cast, place.altitude * window.scale
         image = None
-        cast = actor.cutout.cast
         if kind == "sky":
             shades = Shades.none(size)
         elif cast is not None:

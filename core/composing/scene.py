@@ -9,6 +9,7 @@ import numpy as np
 
 from core.composing.annotations import ObjectNote, PhotoNote
 from core.composing.cutout import Cutout
+from core.composing.support import Support
 
 LEAST_SHARE: Final = 0.13
 """Longer side of the target over the side of the picture, at least."""
@@ -18,6 +19,8 @@ LARGEST_ENLARGEMENT: Final = 1.6
 _FOCAL: Final = 1.1
 """Focal length over the photo's longer side, of a common camera."""
 _MARGIN: Final = 0.03
+_FOOT_SHARE: Final = 0.3
+"""Half of a foot's width over the object's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,21 @@ class Scene:
     note: PhotoNote
     width: int
     height: int
+    support: Support | None = None
+    """Where feet may stand, of a photo of which nothing is known; None: anywhere in the note's ``rect``."""
 
     def mirrored(self) -> Scene:
         """The scene of the photo turned over its vertical middle line."""
         x0, x1, y0, y1 = self.note.rect
         azimuth = None if self.note.azimuth_deg is None else -self.note.azimuth_deg
-        return replace(self, note=replace(self.note, rect=(1 - x1, 1 - x0, y0, y1), azimuth_deg=azimuth))
+        note = replace(self.note, rect=(1 - x1, 1 - x0, y0, y1), azimuth_deg=azimuth)
+        return replace(self, note=note, support=None if self.support is None else self.support.mirrored())
+
+    def holds(self, place: Place) -> bool:
+        """Whether the ground is below all of an object's foot; always where a note or nothing says where the ground is."""
+        if self.support is None or place.lying:
+            return True
+        return self.support.holds(place.x / self.width, place.y / self.height, _FOOT_SHARE * place.width / self.width)
 
     @property
     def poses(self) -> str:
@@ -105,6 +117,9 @@ def place_target(scene: Scene, note: ObjectNote, cutout: Cutout, size: int, rng:
     least, largest = scene.sides(size)
     x0, x1, y0, y1 = scene.note.rect
     x, y = rng.uniform(x0, x1) * scene.width, rng.uniform(y0, y1) * scene.height
+    if scene.support is not None:
+        across, down = scene.support.draw(rng)
+        x, y = across * scene.width, down * scene.height
     share = float(np.exp(rng.uniform(np.log(LEAST_SHARE * 1.15), np.log(LARGEST_SHARE * 0.85))))
     if scene.note.kind in ("top", "sky"):
         side = int(rng.integers(least, largest + 1))
@@ -120,6 +135,8 @@ def place_target(scene: Scene, note: ObjectNote, cutout: Cutout, size: int, rng:
             return None
         side = int(np.clip(longer / share, lowest, highest))
         place = _standing(scene, note, cutout, x, y, height, rng)
+        if not scene.holds(place):
+            return None
     scale = size / side
     if place.height * scale > LARGEST_ENLARGEMENT * cutout.pixels.shape[0]:
         return None
@@ -147,7 +164,7 @@ def place_other(
     else:
         place = _standing(scene, note, cutout, x, y, density * scene.object_height(note, y), rng)
     share = max(place.height, place.width) / window.side
-    fits = 0.05 <= share <= 0.85 and place.height * window.scale <= LARGEST_ENLARGEMENT * cutout.pixels.shape[0]
+    fits = 0.05 <= share <= 0.85 and scene.holds(place) and place.height * window.scale <= LARGEST_ENLARGEMENT * cutout.pixels.shape[0]
     return place if fits else None
 
 

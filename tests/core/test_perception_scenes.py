@@ -43,15 +43,18 @@ def mask2former_config() -> transformers.Mask2FormerConfig:
     return config
 
 
-@pytest.fixture(scope="module")
-def mask2former(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mask2former")
+def save_mask2former(folder: Path) -> Path:
     torch.manual_seed(5)
     network = _network_class()(mask2former_config())
     torch.nn.init.normal_(network.class_predictor.weight, 0, 0.5)
     network.save_pretrained(folder)
     transformers.Mask2FormerImageProcessorPil(size={"height": 96, "width": 128}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def mask2former(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_mask2former(tmp_path_factory.mktemp("mask2former"))
 
 
 @pytest.fixture(scope="module")

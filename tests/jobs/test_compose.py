@@ -14,7 +14,7 @@ from core import storage
 from core.composing.composer import Composer, ComposeSettings
 from core.composing.encoding import encode_record
 from core.composing.recipe import read_recipe
-from core.errors import UsageError
+from core.errors import CleanplateError, UsageError
 from core.ledger import list_output
 from core.record import record_problem
 from jobs.compose import ComposeConfig, compose
@@ -118,7 +118,31 @@ def test_broken_files_are_warnings_and_what_fits_nowhere_is_failures(tmp_path: P
     assert (summary["out"], summary["failed"], summary["failures"]) == (0, 3, {"nothing_fits": 3})
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"size": 10}, {"negatives": 2.0}, {"max_objects": 9}, {"min_actors": 3, "max_actors": 2}])
+@pytest.mark.slow
+def test_surfaces_are_found_by_networks_in_the_job(folder: Path, tmp_path: Path) -> None:
+    from tests.core.test_perception_scenes import save_depth, save_mask2former
+
+    models = {
+        "surfaces": str(save_mask2former(tmp_path / "classes")),
+        "depth": str(save_depth(tmp_path / "depth", "relative")),
+        "annotations": "none",
+        "max_failure_rate": 1.0,
+    }
+    summary = compose(config(folder, tmp_path / "out", **models))
+    assert summary["in"] == summary["out"] + summary["failed"] == 10
+    assert set(summary["failures"]) <= {"nothing_fits"}
+    rows = read_rows(str(tmp_path / "out"))
+    compose(config(folder, tmp_path / "again", max_actors=1, block_rows=2, **models))
+    assert read_rows(str(tmp_path / "again")) == rows
+    by_class = compose(config(folder, tmp_path / "classes-alone", **{**models, "depth": "none"}))
+    assert by_class["out"] >= summary["out"]
+    with pytest.raises(CleanplateError, match="nowhere"):
+        compose(config(folder, tmp_path / "none", annotations="none", surfaces=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"depth": "a/b"}, {"count": 0}, {"size": 10}, {"negatives": 2.0}, {"max_objects": 9}, {"min_actors": 3, "max_actors": 2}]
+)
 def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         config("in", "out", **wrong)

@@ -85,7 +85,7 @@ def test_pairs_get_their_masks_and_others_a_reason(data: Path, tmp_path: Path) -
         error = np.mean((put_back(path, target).astype(np.float64) - source) ** 2)
         assert 10 * np.log10(255**2 / error) > 35
     (tmp_path / "photos").mkdir()
-    Image.fromarray(photo(9, 320, 240)).save(tmp_path / "photos" / "place.png")
+    Image.fromarray(photo(0, 320, 240)).save(tmp_path / "photos" / "place.png")
     collection = Collection(
         list_pictures(str(tmp_path / "photos"), "photos"), list_pictures(str(tmp_path / "out" / "cutouts"), "cut-outs"), Annotations()
     )

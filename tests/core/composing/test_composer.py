@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from core.composing.collection import Collection
 from core.composing.composer import Composer, ComposeSettings, Composition
 from core.composing.light import luminance, to_linear
 from core.errors import ItemError, UsageError
@@ -134,11 +135,31 @@ def test_one_light_for_a_photo(made: dict[str, Composition]) -> None:
     assert all(len(found) == 1 for found in lights.values())
 
 
-def test_without_annotations_all_photos_are_used(folder: Path) -> None:
-    composer = Composer(open_collection(folder, "none"), ComposeSettings(size=96, negatives=0.0))
+def test_without_annotations_all_photos_with_ground_are_used_and_feet_stand_on_it(folder: Path) -> None:
+    collection = open_collection(folder, "none")
+    grounds = {name: collection.support(number) for number, name in enumerate(collection.photos.names)}
+    composer = Composer(collection, ComposeSettings(size=96, negatives=0.0))
     items = [composer.compose(name) for name in IDS]
     assert {item.recipe["kind"] for item in items} == {"scene"}
-    assert len({item.recipe["background"] for item in items}) == 4
+    assert {item.recipe["background"] for item in items} == {name for name, ground in grounds.items() if ground is not None}
+    assert any("photo_without_ground" in item.warnings for item in items)
+    for item in items:
+        ground = grounds[item.recipe["background"]]
+        assert ground is not None
+        for how in (item.recipe["target"], *item.recipe["others"]):
+            if how["altitude_px"] == 0:
+                x0, _, x1, foot = how["box"]
+                left, top, side = item.recipe["window"]
+                across, down = (left + (x0 + x1) / 2 * side / 96) / 240, (top + (foot - 4) * side / 96) / 180
+                assert ground.holds(1 - across if item.recipe["flipped"] else across, down, 0)
+
+
+def test_where_nothing_has_ground_annotations_are_asked_for(folder: Path) -> None:
+    collection = open_collection(folder, "none")
+    nowhere = Collection(collection.photos, collection.cutouts, collection.annotations, find_support=lambda _: None)
+    with pytest.raises(ItemError, match="photo_without_ground") as caught:
+        Composer(nowhere, ComposeSettings(size=96)).compose(IDS[0])
+    assert caught.value.code == "nothing_fits"
 
 
 def test_a_smooth_floor_mirrors_and_a_given_light_turns_with_the_photo(folder: Path, tmp_path: Path) -> None:
