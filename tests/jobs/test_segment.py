@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.errors import UsageError
+from core.errors import CleanplateError, ItemError, UsageError
 from core.ledger import list_parts
 from core.perception.objects import ObjectRules
 from core.perception.saliency import salient_boxes
 from jobs.config import VerifyConfig
-from jobs.segment import segment
+from jobs.segment import make_finder, segment
 from jobs.segment_config import SegmentConfig
 from jobs.verify import verify
+from tests.core.test_perception_detection import save_detector
+from tests.core.test_perception_sam import save_segmenter
 from tests.jobs.support import picture, read_rows
 
 BOXES = {"a": (60, 40, 130, 110), "deep/b": (20, 30, 70, 120), "c": (90, 70, 150, 130)}
@@ -89,6 +91,47 @@ def test_a_manifest_needs_sources_alone_and_rules_have_reasons(photos: Path, tmp
     (tmp_path / "other.csv").write_text("id,picture\nx,a.png\n")
     with pytest.raises(UsageError, match="no column source"):
         run(tmp_path / "other.csv", tmp_path / "none")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("family", ["sam", "sam2"])
+def test_a_detector_and_a_segmenter_run_in_the_job(family: str, tmp_path: Path) -> None:
+    """Tiny random networks in the layout of published ones: each row is what they give in this process, on any number of actors."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    pictures = {f"{seed}.png": scene(list(BOXES.values())[seed % 3], seed) for seed in range(9)}
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(photos / name)
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no photo")
+    settings: dict[str, Any] = {
+        "detector": str(save_detector(tmp_path / "detector", "grounding-dino")),
+        "segmenter": str(save_segmenter(tmp_path / "segmenter", family)),
+        "prompts": "cat, fire hydrant, traffic light",
+        "max_area": 0.55 if family == "sam" else 0.93,
+    }
+    config = SegmentConfig(input=str(photos), output=str(tmp_path / "out"), block_rows=2, **settings)
+    summary = segment(config)
+    rows, failures = read_rows(str(tmp_path / "out"))
+    assert (summary["in"], summary["out"] + summary["failed"]) == (10, 10)
+    finder = make_finder(config, ("cat", "fire hydrant", "traffic light"), "cpu")
+    refused: dict[str, tuple[str, str]] = {}
+    for name, pixels in pictures.items():
+        try:
+            found = finder.find(pixels)
+        except ItemError as error:
+            refused[name] = (error.code, error.message)
+        else:
+            assert np.array_equal(picture(rows[name]["mask"]), found.mask)
+            assert rows[name]["category"] == found.label
+    assert failures.pop("broken.jpg")["stage"] == "decode"
+    assert {name: (row["error"], row["message"]) for name, row in failures.items()} == refused
+    assert rows
+    assert "no_fitting_object" in {row["error"] for row in failures.values()}, "the rules are asked, too"
+    run(photos, tmp_path / "again", block_rows=5, **settings)
+    assert read_rows(str(tmp_path / "again")) == read_rows(str(tmp_path / "out"))
+    with pytest.raises(CleanplateError, match="nowhere"):
+        run(photos, tmp_path / "none", **{**settings, "segmenter": str(tmp_path / "nowhere")})
 
 
 def test_boxes_of_what_stands_out_hold_it() -> None:
