@@ -8,6 +8,7 @@ what it reads, which settings decide its results, and which stages the rows of t
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import logging
@@ -187,6 +188,8 @@ def _rows_left(files: JobFiles, plan: PlanInfo, pools: Pools, done: Any) -> ray.
 
 def set_up_ray_data() -> None:
     """What all jobs want of Ray Data: no order, no errors passed over, no waiting for ever."""
+    # the actors of an earlier job of this process go with the last reference to them
+    gc.collect()
     context = DataContext.get_current()
     context.execution_options.preserve_order = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
@@ -211,8 +214,17 @@ def _keep_device(files: JobFiles, device: str) -> None:
 
 
 def explained(error: Exception, monitor: Any) -> CleanplateError:
-    """The CleanplateError among the causes of what Ray raised; else one that says where to look."""
+    """The CleanplateError among the causes of what Ray raised; else one that says where to look.
+
+    The frames of ``error`` are let go: as long as they live, actors of the job that failed live, too, and the next one in this process may
+    wait for their CPUs for ever.
+    """
+    log.debug("Ray's error", exc_info=error)
     seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+    seen = error
     while seen is not None:
         for candidate in (seen, getattr(seen, "cause", None)):
             if isinstance(candidate, CleanplateError):
@@ -225,7 +237,6 @@ def explained(error: Exception, monitor: Any) -> CleanplateError:
     if reason:
         return TooManyFailures(reason)
     lines = [line for line in str(error).splitlines() if line.strip()]
-    log.debug("Ray's error", exc_info=error)
     return CleanplateError(
         f"the job stopped: {type(error).__name__}: {lines[-1] if lines else ''}; what is written stays, run the same command again"
     )
