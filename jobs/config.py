@@ -12,12 +12,59 @@ POSITIONAL: Final[dict[str, Any]] = {"positional": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CleanConfig:
+class RunConfig:
+    """How a job that writes a dataset runs on Ray; of these settings none changes a result.
+
+    Attributes:
+        output: folder of the dataset to write; run the same command again to go on with it
+        max_failure_rate: share of failed items (after 200) at which the job stops
+        overwrite: start anew where the output holds another job's results
+        retry_failed: take the items in failures/ up again
+        min_actors: least number of actors; 0 is automatic
+        max_actors: largest number of actors; 0 is automatic
+        num_cpus: CPUs reserved per actor; 0 is automatic
+        block_rows: items that an actor takes up at a time
+        shard_mb: least size of an output shard in MiB
+        address: address of a Ray cluster; the default is RAY_ADDRESS, a cluster started here, or a new one
+        json: print the summary as one JSON object
+    """
+
+    output: str
+    max_failure_rate: float = 0.05
+    overwrite: bool = False
+    retry_failed: bool = False
+    min_actors: int = 0
+    max_actors: int = 0
+    num_cpus: float = 0.0
+    block_rows: int = 64
+    shard_mb: float = 64.0
+    address: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobConfig(RunConfig):
+    """A job that reads a dataset, folder or manifest and writes a dataset.
+
+    Attributes:
+        input: dataset, folder or manifest; local or s3://
+        origin: name of the collection in the records that name none; the default is the last part of --input
+        max_megapixels: larger images are failures; guards against decompression bombs
+        threads: threads per actor; 0 is automatic
+    """
+
+    input: str
+    origin: str | None = None
+    max_megapixels: float = 200.0
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanConfig(JobConfig):
     """Erase the masked object from every image, score the result, decide, and write a dataset of triplets.
 
     Attributes:
         input: dataset, folder (source/ and mask/) or manifest (csv, jsonl, parquet); local or s3://
-        output: folder of the dataset to write; run the same command again to go on with it
         model: tiny, opencv, null, a diffusers folder, a hub id, or package.module:Class
         discriminator: model whose discriminator scores; auto is the model's own (tiny's for erasers without one); none for no scores
         lcm_lora: LCM LoRA to merge into the model (a file, folder, s3:// folder or hub id), for 4 steps
@@ -33,10 +80,6 @@ class CleanConfig:
         dilate: growth of the mask in pixels of the model's size; the default is the model's
         fusion: what of the output may enter the photo: mask, attention (shadows that the model attends to, too), none (the whole crop)
         image_format: how erasures are encoded, both without loss
-        max_megapixels: larger images are failures; guards against decompression bombs
-        max_failure_rate: share of failed items (after 200) at which the job stops
-        overwrite: start anew where the output holds another job's results
-        retry_failed: take the items in failures/ up again
         min_actors: least number of eraser actors; 0 is automatic
         max_actors: largest number of eraser actors; 0 is automatic
         num_gpus: GPUs per eraser actor, may be a fraction; the default is 1 where the cluster has GPUs, else 0
@@ -47,14 +90,8 @@ class CleanConfig:
         dtype: precision of the networks; auto is float32 on a CPU, bfloat16 on a GPU
         scoring: shared scores in the eraser's actor, pool in actors of its own
         score_actors: largest number of scoring actors, with --scoring pool; 0 is automatic
-        block_rows: items that an actor takes up at a time
-        shard_mb: least size of an output shard in MiB
-        address: address of a Ray cluster; the default is RAY_ADDRESS, a cluster started here, or a new one
-        json: print the summary as one JSON object
     """
 
-    input: str
-    output: str
     model: str = "tiny"
     discriminator: str = "auto"
     lcm_lora: str | None = None
@@ -65,29 +102,16 @@ class CleanConfig:
     uncertain: float = 0.5
     seed: int = 0
     round: int | None = None
-    origin: str | None = None
     context: float | None = None
     dilate: int | None = None
     fusion: Literal["mask", "attention", "none"] | None = None
     image_format: Literal["png", "webp"] = "png"
-    max_megapixels: float = 200.0
-    max_failure_rate: float = 0.05
-    overwrite: bool = False
-    retry_failed: bool = False
-    min_actors: int = 0
-    max_actors: int = 0
     num_gpus: float | None = None
-    num_cpus: float = 0.0
-    threads: int = 0
     batch_size: int = 16
     compile: Literal["off", "blocks", "full", "graphs"] = "off"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     scoring: Literal["shared", "pool"] = "shared"
     score_actors: int = 0
-    block_rows: int = 64
-    shard_mb: float = 64.0
-    address: str | None = None
-    json: bool = False
 
     def __post_init__(self) -> None:
         within("candidates", self.candidates, 1, 64)
@@ -97,7 +121,7 @@ class CleanConfig:
         within("seed", self.seed, 0, 2**63 - 1)
         within("batch_size", self.batch_size, 1, 1024)
         _check_decision(self.threshold, self.uncertain)
-        _check_run(self)
+        check_run(self)
         if self.candidates > 1 and self.scoring == "pool":
             raise UsageError("--candidates above 1 are ranked where they are made: use --scoring shared")
         if self.candidates > 1 and self.discriminator == "none":
@@ -105,56 +129,30 @@ class CleanConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreConfig:
+class ScoreConfig(JobConfig):
     """Score erasures that exist already, decide, and write a dataset of triplets.
 
     Attributes:
         input: dataset with erasures, folder (source/, mask/, erased/) or manifest with a column erased; local or s3://
-        output: folder of the dataset to write; run the same command again to go on with it
         discriminator: model whose discriminator scores, or a discriminator's own folder
         threshold: a score above this is accepted
         uncertain: a score from this up to the threshold waits for people
-        origin: name of the collection in the records that name none; the default is the last part of --input
-        max_megapixels: larger images are failures; guards against decompression bombs
-        max_failure_rate: share of failed items (after 200) at which the job stops
-        overwrite: start anew where the output holds another job's results
-        retry_failed: take the items in failures/ up again
         min_actors: least number of scoring actors; 0 is automatic
         max_actors: largest number of scoring actors; 0 is automatic
         num_gpus: GPUs per actor, may be a fraction; the default is 1 where the cluster has GPUs, else 0
-        num_cpus: CPUs reserved per actor; 0 is automatic
         threads: threads per actor for fetching; 0 is automatic
         dtype: precision of the networks; auto is float32 on a CPU, bfloat16 on a GPU
-        block_rows: items that an actor takes up at a time
-        shard_mb: least size of an output shard in MiB
-        address: address of a Ray cluster; the default is RAY_ADDRESS, a cluster started here, or a new one
-        json: print the summary as one JSON object
     """
 
-    input: str
-    output: str
     discriminator: str = "tiny"
     threshold: float = 0.9
     uncertain: float = 0.5
-    origin: str | None = None
-    max_megapixels: float = 200.0
-    max_failure_rate: float = 0.05
-    overwrite: bool = False
-    retry_failed: bool = False
-    min_actors: int = 0
-    max_actors: int = 0
     num_gpus: float | None = None
-    num_cpus: float = 0.0
-    threads: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    block_rows: int = 64
-    shard_mb: float = 64.0
-    address: str | None = None
-    json: bool = False
 
     def __post_init__(self) -> None:
         _check_decision(self.threshold, self.uncertain)
-        _check_run(self)
+        check_run(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,17 +249,20 @@ def _check_decision(threshold: float, uncertain: float) -> None:
     within("uncertain", uncertain, 0.0, threshold)
 
 
-def _check_run(config: CleanConfig | ScoreConfig) -> None:
-    """What all jobs that write a dataset have in common."""
-    within("max_megapixels", config.max_megapixels, 0.001, 10_000)
-    within("max_failure_rate", config.max_failure_rate, 0.0, 1.0)
-    within("min_actors", config.min_actors, 0, 100_000)
-    within("max_actors", config.max_actors, 0, 100_000)
-    within("num_gpus", config.num_gpus, 0.0, 64.0)
-    within("num_cpus", config.num_cpus, 0.0, 1024.0)
-    within("threads", config.threads, 0, 1024)
-    within("block_rows", config.block_rows, 1, 100_000)
-    within("shard_mb", config.shard_mb, 0.0, 16_384.0)
+def check_run(config: RunConfig) -> None:
+    """Raises UsageError where one of the settings that all jobs have is out of its range."""
+    for name, least, most in (
+        ("max_megapixels", 0.001, 10_000),
+        ("max_failure_rate", 0.0, 1.0),
+        ("min_actors", 0, 100_000),
+        ("max_actors", 0, 100_000),
+        ("num_gpus", 0.0, 64.0),
+        ("num_cpus", 0.0, 1024.0),
+        ("threads", 0, 1024),
+        ("block_rows", 1, 100_000),
+        ("shard_mb", 0.0, 16_384.0),
+    ):
+        within(name, getattr(config, name, None), least, most)
     if config.max_actors and config.min_actors > config.max_actors:
         raise UsageError(f"--min-actors {config.min_actors} is above --max-actors {config.max_actors}; raise the one or lower the other")
 

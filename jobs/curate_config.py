@@ -1,38 +1,20 @@
-"""The configuration of ``curate``, and the part of a job's settings that says how it runs."""
+"""The configuration of ``curate``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from core.errors import UsageError
-from jobs.config import within
-
-
-def check_running(config: Any) -> None:
-    """Raises UsageError where a setting of how a job runs is out of its range."""
-    for name, least, most in (
-        ("max_megapixels", 0.001, 10_000),
-        ("max_failure_rate", 0.0, 1.0),
-        ("min_actors", 0, 100_000),
-        ("max_actors", 0, 100_000),
-        ("num_cpus", 0.0, 1024.0),
-        ("threads", 0, 1024),
-        ("block_rows", 1, 100_000),
-        ("shard_mb", 0.0, 16_384.0),
-    ):
-        within(name, getattr(config, name), least, most)
-    if config.max_actors and config.min_actors > config.max_actors:
-        raise UsageError(f"--min-actors {config.min_actors} is above --max-actors {config.max_actors}; raise the one or lower the other")
+from jobs.config import JobConfig, check_run, within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CurateConfig:
+class CurateConfig(JobConfig):
     """Choose what is worth keeping: classes, so many of each, no near-duplicates, nothing of the evaluation sets, no bad photos.
 
     Attributes:
         input: dataset, folder or manifest, or several with commas between them; local or s3://
-        output: folder of the dataset to write; run the same command again to go on with it
         exclude: classes that are left out: default (a list that comes along), none, names with commas, or a .txt file with one a line
         per_category: most items of a class, drawn evenly; 0 is no limit; items without a class have none
         dedupe: leave near-duplicates out (resized, encoded anew, cropped by up to 5 %)
@@ -49,23 +31,9 @@ class CurateConfig:
         pictures: copy writes a dataset; in-place writes manifest.parquet with URIs, and leaves the pictures where they are
         seed: of the draw; the same seed chooses the same items
         accept_license: collections or licences, with commas, that you have read and may use although they are restricted
-        origin: name of the collection in the records that name none; the default is the last part of --input
-        max_megapixels: larger images are failures; guards against decompression bombs
-        max_failure_rate: share of failed items (after 200) at which the job stops
         overwrite: start anew where the output holds another job's results; what was measured is kept
-        retry_failed: take the items in failures/ up again
-        min_actors: least number of actors; 0 is automatic
-        max_actors: largest number of actors; 0 is automatic
-        num_cpus: CPUs reserved per actor; 0 is automatic
-        threads: threads per actor; 0 is automatic
-        block_rows: items that an actor takes up at a time
-        shard_mb: least size of an output shard in MiB
-        address: address of a Ray cluster; the default is RAY_ADDRESS, a cluster started here, or a new one
-        json: print the summary as one JSON object
     """
 
-    input: str
-    output: str
     exclude: str = "default"
     per_category: int = 500
     dedupe: bool = False
@@ -82,19 +50,7 @@ class CurateConfig:
     pictures: Literal["copy", "in-place"] = "copy"
     seed: int = 0
     accept_license: str = ""
-    origin: str | None = None
-    max_megapixels: float = 200.0
-    max_failure_rate: float = 0.05
-    overwrite: bool = False
-    retry_failed: bool = False
-    min_actors: int = 0
-    max_actors: int = 0
-    num_cpus: float = 0.0
-    threads: int = 0
     block_rows: int = 256
-    shard_mb: float = 64.0
-    address: str | None = None
-    json: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -108,7 +64,7 @@ class CurateConfig:
             ("seed", 0, 2**63 - 1),
         ):
             within(name, getattr(self, name), least, most)
-        check_running(self)
+        check_run(self)
         if 0 < self.max_aspect < 1:
             raise UsageError(f"--max-aspect is {self.max_aspect}; longer over shorter side is at least 1; 0 is no limit")
         if self.min_area > self.max_area:

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.errors import UsageError
-from jobs.config import within
+from jobs.config import JobConfig, RunConfig, check_run, within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComposeConfig:
+class ComposeConfig(RunConfig):
     """Compose triplets with exact masks, shadows and clean plates from photos and cut-outs.
 
     Attributes:
         backgrounds: folder of photos without the objects; local or s3://
         cutouts: folder of pictures of one object each, with alpha; local or s3://
-        output: folder of the dataset to write; run the same command again to go on with it
         annotations: JSON file with ground, camera and light of photos, and real size and pose of objects; none for none
         surfaces: where feet may stand on photos without a note: rule (colours), or Mask2Former (a folder, s3:// folder or hub id)
         depth: Depth Anything V2 (a folder, s3:// folder or hub id) that says which of these surfaces are flat; none for none
@@ -28,21 +27,10 @@ class ComposeConfig:
         reflections: share of the pictures with a smooth floor in which it mirrors the objects
         image_format: how source and target are encoded: jpeg (quality 95, 4:4:4) or png
         accept_license: licences that the annotations name and that you may use although they are restricted, with commas
-        max_failure_rate: share of failed items (after 200) at which the job stops
-        overwrite: start anew where the output holds another job's results
-        retry_failed: take the items in failures/ up again
-        min_actors: least number of actors; 0 is automatic
-        max_actors: largest number of actors; 0 is automatic
-        num_cpus: CPUs reserved per actor; 0 is automatic
-        block_rows: items that an actor takes up at a time
-        shard_mb: least size of an output shard in MiB
-        address: address of a Ray cluster; the default is RAY_ADDRESS, a cluster started here, or a new one
-        json: print the summary as one JSON object
     """
 
     backgrounds: str
     cutouts: str
-    output: str
     annotations: str = "none"
     surfaces: str = "rule"
     depth: str = "none"
@@ -54,16 +42,6 @@ class ComposeConfig:
     reflections: float = 0.5
     image_format: Literal["jpeg", "png"] = "jpeg"
     accept_license: str = ""
-    max_failure_rate: float = 0.05
-    overwrite: bool = False
-    retry_failed: bool = False
-    min_actors: int = 0
-    max_actors: int = 0
-    num_cpus: float = 0.0
-    block_rows: int = 64
-    shard_mb: float = 64.0
-    address: str | None = None
-    json: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -73,18 +51,11 @@ class ComposeConfig:
             ("negatives", 0.0, 1.0),
             ("max_objects", 1, 8),
             ("reflections", 0.0, 1.0),
-            ("max_failure_rate", 0.0, 1.0),
-            ("min_actors", 0, 100_000),
-            ("max_actors", 0, 100_000),
-            ("num_cpus", 0.0, 1024.0),
-            ("block_rows", 1, 100_000),
-            ("shard_mb", 0.0, 16_384.0),
         ):
             within(name, getattr(self, name), least, most)
         if self.depth != "none" and self.surfaces == "rule":
             raise UsageError("--depth looks at the surfaces that a network found; add --surfaces, or leave it out")
-        if self.max_actors and self.min_actors > self.max_actors:
-            raise UsageError(f"--min-actors {self.min_actors} is above --max-actors {self.max_actors}; raise the one or lower the other")
+        check_run(self)
 
     @property
     def num_gpus(self) -> float:
@@ -147,81 +118,42 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeConfig:
+class EncodeConfig(JobConfig):
     """Encode a dataset's pictures once, for trainings on their latents: square views of one size, their moments in both orientations.
 
     Attributes:
         input: dataset, folder (source/, mask/, target/, ...) or manifest with targets or erasures; local or s3://
-        output: folder of the dataset to write; run the same command again to go on with it
         model: model whose autoencoder encodes; trainings of any model with the same autoencoder can use the result
         conditioning: source that the trained network is shown (masked, full, prefilled); auto is what the model's card says
         size: side of the views in pixels, as in the training's data.sizes; 0 is the size of the model's card
         dtype: precision of the stored moments; float16 (11 significant bits) takes half of the bytes
-        origin: name of the collection in the records that name none; the default is the last part of --input
-        max_megapixels: larger images are failures; guards against decompression bombs
-        max_failure_rate: share of failed items (after 200) at which the job stops
-        overwrite: start anew where the output holds another job's results
-        retry_failed: take the items in failures/ up again
         min_actors: least number of encoding actors; 0 is automatic
         max_actors: largest number of encoding actors; 0 is automatic
         num_gpus: GPUs per actor, may be a fraction; the default is 1 where the cluster has GPUs, else 0
-        num_cpus: CPUs reserved per actor; 0 is automatic
         threads: threads per actor for fetching, decoding and resizing; 0 is automatic
-        block_rows: items that an actor takes up at a time
-        shard_mb: least size of an output shard in MiB
-        address: address of a Ray cluster; the default is RAY_ADDRESS, a cluster started here, or a new one
-        json: print the summary as one JSON object
     """
 
-    input: str
-    output: str
     model: str = "tiny"
     conditioning: Literal["auto", "masked", "full", "prefilled"] = "auto"
     size: int = 0
     dtype: Literal["float16", "float32"] = "float16"
-    origin: str | None = None
-    max_megapixels: float = 200.0
-    max_failure_rate: float = 0.05
-    overwrite: bool = False
-    retry_failed: bool = False
-    min_actors: int = 0
-    max_actors: int = 0
     num_gpus: float | None = None
-    num_cpus: float = 0.0
-    threads: int = 0
-    block_rows: int = 64
-    shard_mb: float = 64.0
-    address: str | None = None
-    json: bool = False
 
     def __post_init__(self) -> None:
         if self.size and (self.size < 32 or self.size % 8):
             raise UsageError(f"--size is {self.size}; it must be 0 (the model's), or a multiple of 8 from 32")
-        for name, least, most in (
-            ("size", 0, 4096),
-            ("max_megapixels", 0.001, 10_000),
-            ("max_failure_rate", 0.0, 1.0),
-            ("min_actors", 0, 100_000),
-            ("max_actors", 0, 100_000),
-            ("num_gpus", 0.0, 64.0),
-            ("num_cpus", 0.0, 1024.0),
-            ("threads", 0, 1024),
-            ("block_rows", 1, 100_000),
-            ("shard_mb", 0.0, 16_384.0),
-        ):
+        for name, least, most in (("size", 0, 4096),):
             within(name, getattr(self, name), least, most)
-        if self.max_actors and self.min_actors > self.max_actors:
-            raise UsageError(f"--min-actors {self.min_actors} is above --max-actors {self.max_actors}; raise the one or lower the other")
+        check_run(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IngestConfig:
+class IngestConfig(JobConfig):
     """Make a dataset of a published collection: RORem, RORD, MuLAn, OBER, Open Images, COCO, a folder or a manifest.
 
     Attributes:
         format: layout of the collection
         input: the collection as docs/data.md shows it; local or s3://
-        output: folder of the dataset to write; run the same command again to go on with it
         origin: name of the collection in the records; the default is the format (folder and manifest: the last part of --input)
         images: folder of the photos, where it is not below --input (coco, openimages)
         exclude: classes that are left out (coco, openimages): names with commas between them, or a text file with one a line
@@ -230,24 +162,10 @@ class IngestConfig:
         subset: subsets that are taken (ober), with commas between them; the default is all
         object_is: what the object is painted in in the masks (rord); auto looks where the frame before differs from the one after
         accept_license: collections, with commas between them, whose licence you have read and may use although it is restricted
-        max_megapixels: larger images are failures; guards against decompression bombs
-        max_failure_rate: share of failed items (after 200) at which the job stops
-        overwrite: start anew where the output holds another job's results
-        retry_failed: take the items in failures/ up again
-        min_actors: least number of actors; 0 is automatic
-        max_actors: largest number of actors; 0 is automatic
-        num_cpus: CPUs reserved per actor; 0 is automatic
         threads: threads per actor for fetching and decoding; 0 is automatic
-        block_rows: items that an actor takes up at a time
-        shard_mb: least size of an output shard in MiB
-        address: address of a Ray cluster; the default is RAY_ADDRESS, a cluster started here, or a new one
-        json: print the summary as one JSON object
     """
 
     format: Literal["rorem", "rord", "mulan", "ober", "openimages", "coco", "folder", "manifest"]
-    input: str
-    output: str
-    origin: str | None = None
     images: str | None = None
     exclude: str = ""
     frames_per_clip: int = 0
@@ -255,34 +173,11 @@ class IngestConfig:
     subset: str = ""
     object_is: Literal["auto", "white", "black"] = "auto"
     accept_license: str = ""
-    max_megapixels: float = 200.0
-    max_failure_rate: float = 0.05
-    overwrite: bool = False
-    retry_failed: bool = False
-    min_actors: int = 0
-    max_actors: int = 0
-    num_cpus: float = 0.0
-    threads: int = 0
-    block_rows: int = 64
-    shard_mb: float = 64.0
-    address: str | None = None
-    json: bool = False
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("frames_per_clip", 0, 1_000_000),
-            ("max_megapixels", 0.001, 10_000),
-            ("max_failure_rate", 0.0, 1.0),
-            ("min_actors", 0, 100_000),
-            ("max_actors", 0, 100_000),
-            ("num_cpus", 0.0, 1024.0),
-            ("threads", 0, 1024),
-            ("block_rows", 1, 100_000),
-            ("shard_mb", 0.0, 16_384.0),
-        ):
+        for name, least, most in (("frames_per_clip", 0, 1_000_000),):
             within(name, getattr(self, name), least, most)
-        if self.max_actors and self.min_actors > self.max_actors:
-            raise UsageError(f"--min-actors {self.min_actors} is above --max-actors {self.max_actors}; raise the one or lower the other")
+        check_run(self)
         for name, formats in (
             ("images", ("coco", "openimages")),
             ("exclude", ("coco", "openimages")),
@@ -300,67 +195,30 @@ class IngestConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EffectsConfig:
+class EffectsConfig(JobConfig):
     """Find what each object changes besides its own pixels (shadow, reflection) by comparing photos with and without it.
 
     Attributes:
         input: dataset, folder (source/, mask/, target/, ...) or manifest with targets; local or s3://
-        output: folder of the dataset to write; run the same command again to go on with it
         low: how far a changed part reaches, in units of the local noise
         high: what a changed part needs somewhere, in units of the local noise
         lift_cutouts: also write each object with its effects to OUTPUT/cutouts, as PNG with alpha that compose takes
-        origin: name of the collection in the records that name none; the default is the last part of --input
-        max_megapixels: larger images are failures; guards against decompression bombs
-        max_failure_rate: share of failed items (after 200) at which the job stops
-        overwrite: start anew where the output holds another job's results
-        retry_failed: take the items in failures/ up again
-        min_actors: least number of actors; 0 is automatic
-        max_actors: largest number of actors; 0 is automatic
-        num_cpus: CPUs reserved per actor; 0 is automatic
-        threads: threads per actor; 0 is automatic
-        block_rows: items that an actor takes up at a time
-        shard_mb: least size of an output shard in MiB
-        address: address of a Ray cluster; the default is RAY_ADDRESS, a cluster started here, or a new one
-        json: print the summary as one JSON object
     """
 
-    input: str
-    output: str
     low: float = 3.0
     high: float = 6.0
     lift_cutouts: bool = False
-    origin: str | None = None
-    max_megapixels: float = 200.0
     max_failure_rate: float = 0.5
-    overwrite: bool = False
-    retry_failed: bool = False
-    min_actors: int = 0
-    max_actors: int = 0
-    num_cpus: float = 0.0
-    threads: int = 0
-    block_rows: int = 64
-    shard_mb: float = 64.0
-    address: str | None = None
-    json: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (
             ("low", 1.0, 100.0),
             ("high", 1.0, 100.0),
-            ("max_megapixels", 0.001, 10_000),
-            ("max_failure_rate", 0.0, 1.0),
-            ("min_actors", 0, 100_000),
-            ("max_actors", 0, 100_000),
-            ("num_cpus", 0.0, 1024.0),
-            ("threads", 0, 1024),
-            ("block_rows", 1, 100_000),
-            ("shard_mb", 0.0, 16_384.0),
         ):
             within(name, getattr(self, name), least, most)
         if self.low > self.high:
             raise UsageError(f"--low {self.low} is above --high {self.high}; lower the one or raise the other")
-        if self.max_actors and self.min_actors > self.max_actors:
-            raise UsageError(f"--min-actors {self.min_actors} is above --max-actors {self.max_actors}; raise the one or lower the other")
+        check_run(self)
 
     @property
     def num_gpus(self) -> float:

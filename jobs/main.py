@@ -11,7 +11,8 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
+from inspect import get_annotations
 from typing import Any, Final, get_type_hints
 
 import jsonargparse
@@ -79,12 +80,12 @@ def _shorter(text: str, positional: set[str]) -> str:
 def make_parser(command: str) -> jsonargparse.ArgumentParser:
     """The parser of one command, made from its dataclass: a flag (or a place) a field, help from the docstring, ``--config``."""
     kind, _ = COMMANDS[command]
-    docs = parse_docstring(kind.__doc__ or "")
-    helps = {parameter.arg_name: parameter.description or "" for parameter in docs.params}
-    parser = _Parser(prog=f"cleanplate {command}", description=docs.short_description, print_config="--print-%s")
+    docs = [parse_docstring(base.__doc__ or "") for base in reversed(kind.__mro__[:-1])]
+    helps = {parameter.arg_name: parameter.description or "" for found in docs for parameter in found.params}
+    parser = _Parser(prog=f"cleanplate {command}", description=docs[-1].short_description, print_config="--print-%s")
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags win over it")
     hints = get_type_hints(kind)
-    for item in fields(kind):
+    for item in _own_first(kind):
         flag = f"--{item.name.replace('_', '-')}"
         text = helps[item.name]
         if item.metadata.get("positional"):
@@ -97,6 +98,15 @@ def make_parser(command: str) -> jsonargparse.ArgumentParser:
         else:
             parser.add_argument(flag, type=hints[item.name], default=item.default, help=text)
     return parser
+
+
+def _own_first(kind: Any) -> list[Field[Any]]:
+    """The fields as ``--help`` lists them: what is required, the command's own, what jobs with an input share, how all jobs run."""
+    parents = kind.__mro__[:-1]
+    if len(parents) == 1:
+        return list(fields(kind))
+    place = {name: place for place, parent in enumerate(parents) for name in get_annotations(parent)}
+    return sorted(fields(kind), key=lambda item: (item.default is not MISSING, place[item.name]))
 
 
 def parse(command: str, arguments: Sequence[str]) -> Any:
