@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
+import pyarrow.parquet as pq
+
 from core import storage
 from core.labels import RANDOM, Label
 from core.ledger import list_parts, read_columns
 from core.plan import PlanRow
+from core.readers import parquet_source
 from core.rounds.threshold import Judged
 
 _DIGITS: Final = 6
@@ -47,6 +50,14 @@ def judged_results(rows: Sequence[Mapping[str, Any]], labels: Sequence[Label], *
         for row in sorted(rows, key=lambda row: str(row["id"]))
         if row["id"] in decided and row["score"] is not None
     ]
+
+
+def figure_by_item(folder: str, name: str, threshold: float) -> dict[str, float]:
+    """One figure of what ``cleanplate evaluate`` wrote to ``folder``, of each item that has it; ``success`` is 1 above the threshold."""
+    column = "score" if name == "success" else name
+    table = pq.read_table(parquet_source(storage.join(folder, "metrics.parquet")), columns=["id", column])
+    found = {row["id"]: row[column] for row in table.to_pylist() if row[column] is not None}
+    return {item: float(value > threshold) for item, value in found.items()} if name == "success" else found
 
 
 def _groups(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

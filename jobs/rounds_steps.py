@@ -23,6 +23,7 @@ from core.plan import PLAN_SCHEMA, PlanRow
 from core.readers import Input
 from core.rounds.duplicates import KnownPhotos
 from core.rounds.ledger import Entry, data_fingerprint, digest
+from core.rounds.promotion import decide
 from core.rounds.sampling import FIRST, choose_for_people, is_held_out, next_items, place_of
 from core.rounds.settings import RoundsSettings, TrainingSettings
 from core.rounds.steps import Step
@@ -33,7 +34,7 @@ from jobs.data_config import EvaluateConfig
 from jobs.evaluate import evaluate
 from jobs.rounds_data import Chosen, merge, photo_signatures, rows_of
 from jobs.rounds_labels import QUEUE_SCHEMA, LabelSource, label_source, read_table, write_table
-from jobs.rounds_results import is_kept, judged_results, light_rows, plan_row, rounded
+from jobs.rounds_results import figure_by_item, is_kept, judged_results, light_rows, plan_row, rounded
 from jobs.runner import RunSettings, run_job
 from jobs.train import plan_workers
 from jobs.train_config import TrainConfig
@@ -41,9 +42,10 @@ from training.settings import ObjectiveName, TrainSettings, load_recipe
 from training.trainer import train
 
 SAMPLE, QUEUE, LABELS, PHOTOS, ERASED = "sample.parquet", "queue.parquet", "labels.parquet", "photos.bin", "erased"
+METRICS: Final = "metrics"
 _TRAINED: Final = ("steps", "items", "loss", "validation_loss", "calibration_auroc", "calibration_accuracy")
 """Figures of a training that are the same however often it was killed."""
-WITHOUT_CLUSTER: Final = ("queue", "labels", "threshold")
+WITHOUT_CLUSTER: Final = ("queue", "labels", "threshold", "promotion")
 """Kinds of steps that need no Ray."""
 
 
@@ -116,6 +118,8 @@ class RoundsSteps:
             found |= {"data": self._data(settings.evaluation.sets.values()), "sets": list(settings.evaluation.sets), **self._models(step)}
             found |= {"clean": dict(settings.clean), "seed": settings.seed, "threshold": settings.evaluation.threshold}
             found["judge"] = self._discriminator_fingerprint(judge)
+        elif step.kind == "promotion":
+            found |= {"guard": settings.evaluation.guard, "threshold": settings.evaluation.threshold}
         return found
 
     def perform(self, call: Call) -> Outcome:
@@ -138,6 +142,7 @@ class RoundsSteps:
             "discriminator": self._train,
             "lcm": self._train,
             "evaluate": self._evaluate,
+            "promotion": self._promotion,
         }
         return doing[call.step.kind](call)
 
@@ -185,7 +190,7 @@ class RoundsSteps:
         return Outcome({name: summary[name] for name in ("in", "out", "failed")})
 
     def _clean_config(self, step: Step, source: str, output: str, follows: Mapping[str, Entry], **values: Any) -> CleanConfig:
-        model = self._uri(follows["remover"]) if "remover" in follows else self.settings.model
+        model = self.remover_of(follows)
         judge = self._uri(follows["discriminator"]) if "discriminator" in follows else self.settings.discriminator
         given = {"model": model, "discriminator": judge, "seed": self.settings.seed, "round": step.round or None}
         return CleanConfig(input=source, output=output, **{**given, **self.settings.clean, **values})
@@ -294,8 +299,7 @@ class RoundsSteps:
         if call.step.kind == "discriminator":
             validation = storage.join(data, "held") if call.follows["data"].result["held_out"] else None
             data = storage.join(data, "train")
-        model = self._uri(call.follows["remover"]) if "remover" in call.follows else self.settings.model
-        settings = self._recipe(call.step, model)
+        settings = self._recipe(call.step, self.remover_of(call.follows))
         config = TrainConfig(objective=settings.objective, data=data, output=call.output, validation=validation)
         summary = train(settings, plan_workers(config, settings))
         return Outcome(rounded({name: summary[name] for name in _TRAINED if name in summary}))
@@ -320,12 +324,30 @@ class RoundsSteps:
             config = self._clean_config(call.step, uri, erased, call.follows, **more)
             run_job(CleanJob(config, choose_discriminator(config)), RunSettings.of(config))
             asked = EvaluateConfig(
-                input=erased, output=storage.join(call.output, f"metrics-{number}"), discriminator="none", threshold=evaluation.threshold
+                input=erased, output=storage.join(call.output, f"{METRICS}-{number}"), discriminator="none", threshold=evaluation.threshold
             )
             summary = evaluate(asked)
             means = {figure: estimate["mean"] for figure, estimate in summary["metrics"].items()}
             found[name] = rounded({**means, "items": summary["out"], "success_rate": summary["success_rate"]})
         return Outcome(found)
+
+    def _promotion(self, call: Call) -> Outcome:
+        """Which remover the run goes on with."""
+        new, evaluated, before = call.follows["new"].output, call.follows["evaluation"].output, call.follows.get("before")
+        stood, best = (before.result["stands"], before.result["best"]) if before is not None else (None, call.follows["base"].output)
+        guard = self.settings.evaluation
+        one, other = (figure_by_item(f"{self.folder}/{folder}/{METRICS}-0", guard.guard, guard.threshold) for folder in (best, evaluated))
+        found = decide(one, other)
+        result = {"promoted": found.promoted, "stands": new if found.promoted else stood, "best": evaluated if found.better else best}
+        return Outcome(rounded(result | {"difference": asdict(found.difference) if found.difference else None}))
+
+    def remover_of(self, follows: Mapping[str, Entry]) -> str:
+        """The model that a step erases with or trains on from: the one that it follows, or the one that stood when that was decided."""
+        entry = follows.get("remover")
+        output = entry.output if entry is not None else None
+        if entry is not None and entry.settings["kind"] == "promotion":
+            output = entry.result["stands"]
+        return storage.join(self.folder, output) if output is not None else self.settings.model
 
     def _given(self, step: Step) -> tuple[str, ...]:
         return self.settings.final if step.stage == "final" else self.settings.initial

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from core.curation.duplicates import RADIUS
 from core.errors import UsageError
@@ -153,6 +153,9 @@ class EvaluationSettings:
     """Judge of all stages alike; None: the one that the run starts with."""
     threshold: float = 0.9
     """A score above this is a success."""
+    guard: Literal["success", "score", "psnr", "psnr_effect", "none"] = "success"
+    """Figure of the first set in which a new remover must not be surely worse than the best before it; else that one stands on
+    (``core.rounds.promotion``). ``none``: the newest always stands, as RORem has it."""
     judged: int = 0
     """Results of the first set that people judge after each training; 0: none. Nothing waits for them but the table."""
     radius: int = RADIUS

@@ -1,12 +1,12 @@
 """The steps of a run of rounds, in an order in which each stands after those that it follows (RORem, section 3.2).
 
-    start        guard, base evaluation; the initial data, remover and evaluation
-    round n      sample, erase, queue, labels               people judge results of the last remover
-                 data, remover, evaluation                   it is trained again, on what they accepted, too
+    start        guard, base evaluation; the initial data, remover, evaluation and promotion
+    round n      sample, erase, queue, labels               people judge results of the last remover that stands
+                 data, remover, evaluation, promotion        it is trained again, on what they accepted, too
                  discriminator data, discriminator           trained and calibrated on all that people judged
                  sample, erase, audit queue, audit labels    the discriminator scores results of the new remover, people judge some
-                 threshold, data, remover, evaluation        what scores above the threshold enters the data
-    end          final data, remover, evaluation; LCM LoRA and its evaluation
+                 threshold, data, remover, evaluation, ...   what scores above the threshold enters the data
+    end          final data, remover, evaluation, promotion; LCM LoRA and its evaluation
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ Kind = Literal[
     "discriminator",
     "lcm",
     "evaluate",
+    "promotion",
 ]
 Stage = Literal["base", "initial", "people", "automatic", "final", "lcm"]
 
@@ -56,7 +57,7 @@ class Step:
 
 
 class _Plan:
-    """Puts steps one after the other, and remembers the last remover, discriminator, data and sample."""
+    """Puts steps one after the other, and remembers the last discriminator, data and sample, and what says which remover stands."""
 
     def __init__(self, settings: RoundsSettings) -> None:
         self.settings = settings
@@ -72,12 +73,13 @@ class _Plan:
         self.steps.append(Step(name=name, kind=kind, stage=stage, round=number, follows=taken, count=count))
         return name
 
-    def evaluate(self, prefix: str, stage: Stage, number: int = 0, lcm: str | None = None) -> None:
+    def evaluate(self, prefix: str, stage: Stage, number: int = 0, lcm: str | None = None) -> str | None:
         if not self.settings.evaluation.sets:
-            return
+            return None
         done = self.add(f"{prefix}-evaluation", "evaluate", stage, {"remover": self.last.get("remover"), "lcm": lcm}, number)
         if self.settings.evaluation.judged:
             self.ask(f"{prefix}-evaluation", stage, number, self.settings.evaluation.judged, done)
+        return done
 
     def ask(self, prefix: str, stage: Stage, number: int, count: int, erased: str) -> str:
         """Queue and labels; returns the name of the latter."""
@@ -89,9 +91,16 @@ class _Plan:
         self.train_on_data(prefix, stage, number)
 
     def train_on_data(self, prefix: str, stage: Stage, number: int = 0) -> None:
-        follows = {"data": self.last["data"], "remover": self.last.get("remover")}
+        before = self.last.get("remover")
+        follows = {"data": self.last["data"], "remover": before}
         self.last["remover"] = self.add(f"{prefix}-remover", "remover", stage, follows, number)
-        self.evaluate(prefix, stage, number)
+        evaluation = self.evaluate(prefix, stage, number)
+        if evaluation is None or self.settings.evaluation.guard == "none":
+            return
+        # the first is compared with the model that the run starts with
+        stood = {"before": before} if before is not None else {"base": "base-evaluation"}
+        follows = {"new": self.last["remover"], "evaluation": evaluation, **stood}
+        self.last["remover"] = self.add(f"{prefix}-promotion", "promotion", stage, follows, number)
 
     def sample(self, prefix: str, stage: Stage, number: int, count: int) -> str:
         follows = {"guard": self.last.get("guard"), "after": self.last.get("sample")}

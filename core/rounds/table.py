@@ -35,6 +35,7 @@ class Row:
         success: share of the evaluation set's results that the judge of all stages scores above the threshold; with interval.
         people: the same by people; with interval.
         psnr: dB on the evaluation set.
+        promoted: whether its remover took the place of the one before.
     """
 
     stage: str
@@ -46,6 +47,7 @@ class Row:
     success: Mapping[str, float] | None = None
     people: Mapping[str, float] | None = None
     psnr: float | None = None
+    promoted: bool | None = None
 
     @property
     def pass_rate(self) -> float | None:
@@ -84,12 +86,13 @@ def _figures(stage: str, done: Mapping[str, Mapping[str, Any]], first: str | Non
         figures["precision"] = chosen.get("measured", {}).get("precision")
     evaluated = done.get("evaluate", {}).get(first, {}) if first else {}
     figures |= {"success": evaluated.get("success_rate"), "psnr": evaluated.get("psnr")}
+    figures["promoted"] = done.get("promotion", {}).get("promoted")
     return figures | {"people": done.get("evaluation-labels", {}).get("success_rate")}
 
 
 def as_dict(row: Row) -> dict[str, Any]:
     """As JSON holds a row."""
-    names = ("stage", "run", "kept", "pass_rate", "total", "threshold", "precision", "success", "people", "psnr")
+    names = ("stage", "run", "kept", "pass_rate", "total", "threshold", "precision", "success", "people", "psnr", "promoted")
     return {name: getattr(row, name) for name in names}
 
 
@@ -106,10 +109,14 @@ def words(row: Mapping[str, Any]) -> list[str]:
         _share(row["success"]),
         _share(row["people"]),
         "-" if row["psnr"] is None else f"{row['psnr']:.2f}",
+        "-" if row["promoted"] is None else "yes" if row["promoted"] else "no",
     ]
 
 
-HEADINGS: Final = ("stage", "run", "kept", "pass rate", "total", "threshold", "precision", "success (judge)", "success (people)", "PSNR")
+HEADINGS: Final = (
+    *("stage", "run", "kept", "pass rate", "total", "threshold", "precision"),
+    *("success (judge)", "success (people)", "PSNR", "stands"),
+)
 
 
 def _count(value: int | None) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from core.rounds.ledger import Entry, StepLedger, data_fingerprint, digest
+from core.rounds.promotion import decide
 from core.rounds.settings import (
     AutomaticSettings,
     EvaluationSettings,
@@ -58,11 +60,50 @@ def test_a_rounds_data_hold_all_that_was_accepted_before_and_samples_are_a_chain
         "round-2-people-erase",
         "round-2-people-labels",
     }
-    assert steps["round-1-automatic-erase"].follows["remover"] == "round-1-people-remover"
+    assert steps["round-1-automatic-erase"].follows["remover"] == "round-1-people-promotion"
     assert steps["round-2-people-erase"].follows["discriminator"] == "round-1-discriminator"
     samples = [step for step in steps.values() if step.kind == "sample"]
     assert [step.count for step in samples] == [10_000, 30_000, 10_000, 80_000, 10_000, 95_204]
     assert [step.follows.get("after") for step in samples] == [None, *(step.name for step in samples[:-1])]
+
+
+def test_a_remover_is_compared_with_the_best_before_it_and_the_first_with_the_base() -> None:
+    steps = {step.name: step for step in steps_of(settings())}
+    assert steps["initial-remover"].follows == {"data": "initial-data"}
+    assert steps["initial-promotion"].follows == {"new": "initial-remover", "evaluation": "initial-evaluation", "base": "base-evaluation"}
+    assert steps["round-1-people-promotion"].follows["before"] == "initial-promotion"
+    assert steps["round-1-people-remover"].follows["remover"] == "initial-promotion"
+    assert steps["lcm"].follows["remover"] == "final-promotion"
+    for unguarded in (EvaluationSettings(sets={"public": "/public"}, guard="none"), EvaluationSettings()):
+        steps = {step.name: step for step in steps_of(settings(evaluation=unguarded))}
+        assert not any(step.kind == "promotion" for step in steps.values())
+        assert steps["round-1-people-remover"].follows["remover"] == "initial-remover"
+
+
+def test_a_remover_that_is_surely_worse_is_refused() -> None:
+    best = {str(item): 0.5 + item % 3 * 0.1 for item in range(60)}
+    better = decide(best, {item: value + 0.01 for item, value in best.items()})
+    assert (better.promoted, better.better) == (True, True)
+    worse = decide(best, {item: value - 0.01 for item, value in best.items()})
+    assert (worse.promoted, worse.better) == (False, False)
+    unsure = decide(best, {item: value + (0.1 if int(item) % 2 else -0.11) for item, value in best.items()})
+    assert (unsure.promoted, unsure.better) == (True, False)
+    assert decide(best, best) == decide(best, best | {"another": 0.0})
+    assert decide(best, {"another": 0.0}).difference is None
+
+
+def test_a_slope_of_steps_that_are_too_small_to_be_sure_of_ends() -> None:
+    """Compared with the last one alone each step would pass for ever."""
+    rng = np.random.default_rng(0)
+    best = dict(zip(map(str, range(80)), rng.normal(0.6, 0.1, 80), strict=True))
+    decisions = []
+    for number in range(1, 12):
+        noise = rng.normal(0, 0.1, 80)
+        found = decide(best, {item: value - 0.01 * number + noise[int(item)] for item, value in best.items()})
+        assert not found.better
+        decisions.append(found.promoted)
+    assert decisions[0]
+    assert not decisions[-1]
 
 
 def test_without_an_automatic_stage_people_still_teach() -> None:
@@ -118,5 +159,5 @@ def test_the_papers_table_comes_out_of_its_numbers() -> None:
     assert list(printed)[:3] == ["initialisation", "people, round 1", "automatic, round 1"]
     assert printed["people, round 1"][1:5] == ["10,000", "4,182", "41.8%", "65,747"]
     said = "55.6% [51.0%, 60.0%] of 500"
-    assert printed["automatic, round 1"][1:] == ["30,000", "20,634", "68.8%", "86,381", "0.9", said, said, said, "28.60"]
-    assert printed["people, round 3"][1:] == ["-"] * 9
+    assert printed["automatic, round 1"][1:] == ["30,000", "20,634", "68.8%", "86,381", "0.9", said, said, said, "28.60", "-"]
+    assert printed["people, round 3"][1:] == ["-"] * 10
