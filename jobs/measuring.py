@@ -113,6 +113,8 @@ def measure_pictures(items: Measured, settings: MeasureSettings, pools: Pools, m
                 told = time.monotonic()
                 log.info("measured %d of %d items, %.1f a second", through, total, through / (told - started))
     except Exception as error:
+        # whoever holds the error holds this frame, and by the dataset its actors
+        del dataset
         raise explained(error, monitor) from error
 
 

@@ -165,11 +165,11 @@ def _run_on_ray(job: Job, run: RunSettings, files: JobFiles, lease: Lease, plan:
         before = Tally(ledger.verdicts.copy(), ledger.errors.copy())
         monitor = start_monitor(before, run.max_failure_rate)
         rows = _rows_left(files, plan, pools, ray.put(ledger.ids) if len(ledger.ids) else None)
-        dataset = job.stages(rows, plan, pools, monitor)
         sink = ShardSink(files.output, files.lease, lease.run, monitor, run.shard_mb)
         with ProgressDisplay(monitor, before, plan.items):
             try:
-                dataset.write_datasink(sink, ray_remote_args={"num_cpus": TASK_CPUS})
+                # no name for the dataset: whoever holds the error would hold this frame, and with it the actors
+                job.stages(rows, plan, pools, monitor).write_datasink(sink, ray_remote_args={"num_cpus": TASK_CPUS})
             except Exception as error:
                 raise explained(error, monitor) from error
         tally: Tally = ray.get(monitor.progress.remote())[0]
