@@ -23,7 +23,7 @@ from jobs.config import VerifyConfig
 from jobs.data_config import EffectsConfig
 from jobs.effects import cutout_name, effects
 from jobs.verify import verify
-from tests.core.composing.collections import open_collection, photo, write_collection
+from tests.core.composing.collections import open_collection, write_collection
 from tests.jobs.support import picture, read_rows
 
 COUNT, MOVED, BARE = 6, 2, 4
@@ -85,7 +85,10 @@ def test_pairs_get_their_masks_and_others_a_reason(data: Path, tmp_path: Path) -
         error = np.mean((put_back(path, target).astype(np.float64) - source) ** 2)
         assert 10 * np.log10(255**2 / error) > 35
     (tmp_path / "photos").mkdir()
-    Image.fromarray(photo(0, 320, 240)).save(tmp_path / "photos" / "place.png")
+    place = np.where(np.arange(240)[:, None, None] < 130, (150, 180, 230), (120, 125, 80)) + np.random.default_rng(9).normal(
+        0, 3, (240, 320, 3)
+    )
+    Image.fromarray(place.astype(np.uint8)).save(tmp_path / "photos" / "place.png")
     collection = Collection(
         list_pictures(str(tmp_path / "photos"), "photos"), list_pictures(str(tmp_path / "out" / "cutouts"), "cut-outs"), Annotations()
     )
