@@ -279,7 +279,8 @@ def main() -> int:
     entries = len(steps_of(settings))
     names = [name for name in options.runs.split(",") if options.kills or name != "killed"]
     for name in names:
-        kills = [chance.randrange(1, entries) for _ in range(options.kills)] if name == "killed" else []
+        # not after the last ones, which take no time to be killed in
+        kills = [chance.randrange(1, entries * 4 // 5) for _ in range(options.kills)] if name == "killed" else []
         played = play(config, str(output / name), annotator, kills=kills, log=output / f"{name}.log")
         said = f"{name}, {played.killed} times, after {sorted(kills)} of {entries} steps" if kills else name
         print(f"| {said} | {played.commands} | {played.ran:.0f} | {played.judged:.0f} | {played.verdicts} |", flush=True)

@@ -29,7 +29,7 @@ from jobs.rounds_steps import WITHOUT_CLUSTER, Call, RoundsSteps, WaitingForPeop
 
 log = logging.getLogger(__name__)
 
-_LEAST_COLUMNS = 150
+_LEAST_COLUMNS = 170
 
 
 @dataclass(slots=True)
