@@ -44,7 +44,8 @@ export class Pointer {
   #begin(event, place) {
     if (event.button === 1 || this.keyboard.space) {
       this.mode = "pan";
-      this.keyboard.space = "used";
+      // the middle button leaves it as it is: where it is not held there will be no key that goes up
+      if (this.keyboard.space) this.keyboard.space = "used";
       this.stage.root.classList.add("panning");
     } else if (event.button === 0 || event.button === 2) {
       this.mode = "draw";

@@ -164,8 +164,9 @@ def test_a_mask_that_is_dropped_is_added(page: PageDriver) -> None:
     page.wait_status("Mask added")
     np.testing.assert_array_equal(page.mask(), mask)
     page.press("x")
+    page.wait_status("Mask cleared")
     page.give("drop", encode_mask(mask), "anything.png", shiftKey=True)
-    page.page.wait_for_function("() => !document.getElementById('undo-stroke').disabled")
+    page.wait_status("Mask added")
     np.testing.assert_array_equal(page.mask(), mask)
     assert page.page.locator("#file-name").text_content() == "sitter.png"
 
