@@ -17,9 +17,8 @@ export class Picture {
    * @throws {DOMException} this browser cannot read the file
    */
   static async decode(blob, x = 0, y = 0) {
-    // photo and patches must be converted alike, and patches carry the photo's profile only where it is one of RGB
-    const colorSpaceConversion = (await hasOwnProfile(blob)) ? "default" : "none";
-    const levels = [await createImageBitmap(blob, { colorSpaceConversion })];
+    // photo and patches have the same numbers; a profile that only the photo carries would make their colours differ
+    const levels = [await createImageBitmap(blob, { colorSpaceConversion: "none" })];
     for (;;) {
       const last = levels[levels.length - 1];
       if (Math.max(last.width, last.height) <= LEAST_SIDE) break;
@@ -46,19 +45,4 @@ export class Picture {
   close() {
     for (const level of this.levels) level.close();
   }
-}
-
-const HEAD_BYTES = 1 << 18;
-
-/** Whether a PNG, JPEG or WebP file has an ICC profile of RGB, which the server puts into its patches, too. */
-async function hasOwnProfile(blob) {
-  const head = new TextDecoder("latin1").decode(await blob.slice(0, HEAD_BYTES).arrayBuffer());
-  if (head.startsWith("\x89PNG")) {
-    // by its colour type: a grey picture's profile is a grey one; a cICP chunk would win over the profile
-    return (head.charCodeAt(25) & 2) !== 0 && head.includes("iCCP") && !head.includes("cICP");
-  }
-  if (head.startsWith("RIFF")) return head.includes("ICCP");
-  // after the marker the number of the part and of all parts, then the profile, whose byte 16 begins the colour space
-  const start = head.indexOf("ICC_PROFILE\0");
-  return start >= 0 && head.slice(start + 30, start + 34) === "RGB ";
 }

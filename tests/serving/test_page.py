@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from PIL import Image, ImageCms
+from PIL import Image
 
 from tests.serving.browser import open_browser
 from tests.serving.page_driver import SAMPLES, PageDriver, as_png, decoded, driven
@@ -127,47 +127,6 @@ def test_format_and_name_are_kept(browser: Any, server: str) -> None:
         name, saved = page.download()
         assert name == "my dancer_erased.jpg"
         assert saved[:3] == b"\xff\xd8\xff"
-        assert page.complaints == []
-
-
-def swapped_profile() -> bytes:
-    """A profile of RGB whose first number is green, and whose second is red: no one mistakes it for none."""
-    made = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    places = [128 + 4 + 12 * entry for entry in range(int.from_bytes(made[128:132], "big"))]
-    for place in places:
-        name = bytes(made[place : place + 4])
-        made[place : place + 4] = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}.get(name, name)
-    return bytes(made)
-
-
-def test_photo_and_result_are_shown_by_the_profile_of_the_photo(browser: Any, server: str) -> None:
-    barn = np.asarray(Image.open(SAMPLES / "source" / "barn.jpg").convert("RGB"))
-    photo = Image.fromarray((barn * [1.0, 0.5, 0.5]).astype(np.uint8))  # reddish, and by its profile greenish
-    buffer = io.BytesIO()
-    profile = swapped_profile()  # once: it holds the time at which it was made
-    photo.save(buffer, "PNG", icc_profile=profile)
-    with driven(browser, server) as page:
-
-        def shown(picture: Image.Image, point: tuple[float, float]) -> list[int]:
-            """What the screen should show: one photo pixel may be several of the screen, and the other way round."""
-            screen = ImageCms.profileToProfile(picture, io.BytesIO(profile), ImageCms.createProfile("sRGB"))
-            x, y = (round(value * 512) for value in point)
-            return [int(value) for value in np.asarray(screen)[y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3).mean(0)]
-
-        page.open(buffer.getvalue(), "barn.png")
-        sky = (0.2, 0.1)
-        page.wait_colour(sky, shown(photo, sky), tolerance=12)
-        before = page.colour(sky)
-        assert before[1] > 1.5 * before[0]
-        page.stroke([(0.2, 0.2), (0.25, 0.2)])
-        page.press("Enter")
-        page.wait_erased(1)
-        result = Image.open(io.BytesIO(page.download()[1]))
-        assert result.info["icc_profile"] == profile
-        erased = (0.22, 0.2)
-        page.wait_colour(erased, shown(result.convert("RGB"), erased), tolerance=40)  # a fill is less even than a sky
-        assert page.colour(erased)[1] > page.colour(erased)[0]
-        assert page.colour(sky) == before
         assert page.complaints == []
 
 
@@ -289,7 +248,8 @@ def test_a_photo_of_24_megapixels(browser: Any, server: str, tmp_path: Path) -> 
         assert page.page.evaluate(canvases)
         for _ in range(12):
             page.page.mouse.wheel(0, -240)
-        page.stroke([(0.41, 0.41), (0.412, 0.412)])
+        page.stroke([(0.43, 0.42), (0.4301, 0.4201)])  # where the pointer is: all else is far off the screen by now
+        assert page.drawn((0.43, 0.42))
         page.press("Control+z")
         name, saved = page.download()
         assert name == "large_erased.jpg"
