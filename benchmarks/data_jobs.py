@@ -2,8 +2,9 @@
 
     python -m benchmarks.data_jobs --images 400
 
-The collection is composed here, from objects drawn on textured ground, as 512 x 512 JPEG with masks and clean plates, in the layout of
-RORem. Start-up is taken apart by the slope: each job is timed on a fourth of the images and on all of them, and only the difference counts.
+The collection is drawn here: things on textured ground, 512 x 512 JPEG with masks and clean plates, in the layout of RORem. Start-up is
+taken apart within each run: every job puts small shards as it goes, and only the time from the first to the last of them counts, with the
+images in all but the first. ``curate`` goes over its input twice; what it takes for both is added up.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -20,6 +22,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 
 from core.composing.encoding import encode_picture
 from core.images import Pixels, encode_image
@@ -76,50 +79,78 @@ def collection(root: Path, count: int) -> None:
     (root / "meta.json").write_text(json.dumps(meta))
 
 
-def runs(root: Path, out: Path, count: int) -> dict[str, Callable[[], Summary]]:
-    """Each job on the collection at ``root``."""
-    whole: dict[str, Any] = {"input": str(root), "max_failure_rate": 1.0}
+def rate(files: list[Path]) -> float:
+    """Images per second by when Parquet files with one row an image were put; more than one file is needed."""
+    timed = sorted((path.stat().st_mtime_ns / 1e9, pq.read_metadata(path).num_rows) for path in files)
+    if len(timed) < 3:
+        raise RuntimeError(f"{len(timed)} files say nothing of a rate; use more --images")
+    return sum(rows for _, rows in timed[1:]) / (timed[-1][0] - timed[0][0])
+
+
+def parts(output: Path) -> list[Path]:
+    return [*output.glob("part-*.parquet"), *output.glob("failures/part-*.parquet")]
+
+
+def runs(root: Path, out: Path, count: int, score_count: int) -> dict[str, Callable[[], tuple[Summary, float]]]:
+    """Each job on the collection at ``root``: its summary and images per second."""
+    small: dict[str, Any] = {"max_failure_rate": 1.0, "shard_mb": 0.0, "block_rows": 8}
+    whole = {"input": str(root), **small}
+
+    def run(job: Callable[[Any], Summary], config: Any) -> tuple[Summary, float]:
+        return job(config), rate(parts(Path(config.output)))
+
+    def curated() -> tuple[Summary, float]:
+        config = CurateConfig(output=str(out / "curate"), dedupe=True, per_category=0, min_sharpness=0.0, **whole)
+        summary, copying = run(curate, config)
+        measuring = rate(list((out / "curate" / ".cleanplate" / "measures").glob("rows-*")))
+        return {**summary, "in": count}, 1 / (1 / measuring + summary["in"] / count / copying)
+
+    def stats() -> tuple[Summary, float]:
+        started = time.perf_counter()
+        items = gather(str(out / "ingest")).items
+        return {"in": items, "failed": 0}, items / (time.perf_counter() - started)
+
+    few = root / "few"
+    for name in ("source", "mask", "erased"):
+        (few / name).mkdir(parents=True)
+        for path in sorted((root / name).iterdir())[:score_count]:
+            shutil.copy(path, few / name)
+    compose_config = ComposeConfig(
+        backgrounds=str(root / "target"), cutouts=str(root / "cutouts"), output=str(out / "compose"), count=count, **small
+    )
     return {
-        "ingest (rorem)": lambda: ingest(IngestConfig(format="rorem", output=str(out / "ingest"), **whole)),
-        "effects": lambda: effects(EffectsConfig(output=str(out / "effects"), **whole)),
-        "effects, lifting cut-outs": lambda: effects(EffectsConfig(output=str(out / "lifted"), lift_cutouts=True, **whole)),
-        "segment (without weights)": lambda: segment(SegmentConfig(input=str(root / "source"), output=str(out / "segment"))),
-        "compose": lambda: compose(
-            ComposeConfig(backgrounds=str(root / "target"), cutouts=str(root / "cutouts"), output=str(out / "compose"), count=count)
+        "ingest (rorem)": lambda: run(ingest, IngestConfig(format="rorem", output=str(out / "ingest"), **whole)),
+        "effects": lambda: run(effects, EffectsConfig(output=str(out / "effects"), **whole)),
+        "effects, lifting cut-outs": lambda: run(effects, EffectsConfig(output=str(out / "lifted"), lift_cutouts=True, **whole)),
+        "segment (without weights)": lambda: run(
+            segment, SegmentConfig(output=str(out / "segment"), **{**whole, "input": str(root / "source")})
         ),
-        "curate (every rule, duplicates)": lambda: curate(
-            CurateConfig(output=str(out / "curate"), dedupe=True, per_category=0, min_sharpness=0.0, **whole)
-        ),
-        "score (tiny)": lambda: score(ScoreConfig(output=str(out / "score"), discriminator="tiny", **whole)),
-        "stats": lambda: {"in": gather(str(out / "ingest")).items, "failed": 0},
+        "compose": lambda: run(compose, compose_config),
+        "curate (all rules, near-duplicates)": curated,
+        "score (tiny)": lambda: run(score, ScoreConfig(output=str(out / "score"), **{**whole, "input": str(few), "block_rows": 2})),
+        "stats (masks opened)": stats,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--score-images", type=int, default=120, help="score takes a quarter of a second an image here")
+    parser.add_argument("--score-images", type=int, default=60, help="score takes many times as long as the others on a CPU")
+    parser.add_argument("--jobs", default="", help="beginnings of the names of jobs to run, with commas; the default is all")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    sizes = {"few": options.images // 4, "many": options.images, "score few": options.score_images // 4, "score many": options.score_images}
     with tempfile.TemporaryDirectory(prefix="cleanplate-data-jobs-") as scratch, ray_cluster(None):
-        jobs: dict[str, dict[str, Callable[[], Summary]]] = {}
-        for name, count in sizes.items():
-            collection(Path(scratch, name), count)
-            jobs[name] = runs(Path(scratch, name), Path(scratch, f"{name} out"), count)
-        print("| job | images | images/s | start-up, s | failures |\n| --- | --- | --- | --- | --- |")
-        for job in jobs["few"]:
-            prefix = "score " if job.startswith("score") else ""
-            seconds = []
-            for name in ("few", "many"):
-                started = time.perf_counter()
-                summary = jobs[f"{prefix}{name}"][job]()
-                seconds.append(time.perf_counter() - started)
-            few, many = sizes[f"{prefix}few"], sizes[f"{prefix}many"]
-            if summary["in"] != many:
-                raise RuntimeError(f"{job}: {summary['in']} of {many} items went in")
-            rate = (many - few) / (seconds[1] - seconds[0])
-            print(f"| {job} | {many:,} | {rate:.1f} | {max(0.0, seconds[0] - few / rate):.1f} | {summary['failed']} |", flush=True)
+        root = Path(scratch, "collection")
+        collection(root, options.images)
+        print("| job | images | images/s | whole run, s | failures |\n| --- | --- | --- | --- | --- |")
+        for name, job in runs(root, Path(scratch, "out"), options.images, options.score_images).items():
+            if not name.startswith(tuple(options.jobs.split(","))):
+                continue
+            started = time.perf_counter()
+            summary, speed = job()
+            seconds = time.perf_counter() - started
+            print(f"| {name} | {summary['in']:,} | {speed:.1f} | {seconds:.1f} | {summary['failed']} |", flush=True)
+    print(f"\nload average {os.getloadavg()[1]:.1f} (5 minutes) on {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":
