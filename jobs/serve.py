@@ -21,6 +21,7 @@ from jobs.signals import interrupt_on_terminate
 log = logging.getLogger(__name__)
 
 DEFAULT_PORT: Final = 8000
+LARGEST_MESSAGE: Final = str(2**31 - 1)
 HEALTH_EVERY_S: Final = 1.0
 
 
@@ -28,6 +29,8 @@ def run(config: ServeConfig) -> int:
     """Serve until interrupted; prints the address once requests are answered."""
     # read by Serve when it is imported, here and in every process of a cluster that is started here: it halves the time between deployments
     os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
+    # its default, gRPC's own 4 MiB, is less than many a photo: an answer above it would be a 500
+    os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", LARGEST_MESSAGE)
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     try:
         with ray_cluster(config.address):

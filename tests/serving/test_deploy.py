@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.serve import LARGEST_MESSAGE
 from tests.jobs.support import ROOT, environment
 from tests.serving.conftest import make_client, with_parent
 from tests.serving.load import WAIT_S, send, under_load, wait
@@ -94,7 +95,12 @@ def ray_head(folder: Path) -> Iterator[str]:
     log = folder / "ray.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            with_parent(line), stdout=out, stderr=out, env=environment(RAY_SERVE_USE_GRPC_BY_DEFAULT="1"), cwd=ROOT, start_new_session=True
+            with_parent(line),
+            stdout=out,
+            stderr=out,
+            env=environment(RAY_SERVE_USE_GRPC_BY_DEFAULT="1", RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=LARGEST_MESSAGE),
+            cwd=ROOT,
+            start_new_session=True,
         )
     try:
         address = f"http://127.0.0.1:{dashboard}"
