@@ -93,15 +93,9 @@ def ray_head(folder: Path) -> Iterator[str]:
         "--temp-dir", own, "--disable-usage-stats",
     ]  # fmt: skip
     log = folder / "ray.log"
+    values = environment(RAY_SERVE_USE_GRPC_BY_DEFAULT="1", RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=LARGEST_MESSAGE)
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            with_parent(line),
-            stdout=out,
-            stderr=out,
-            env=environment(RAY_SERVE_USE_GRPC_BY_DEFAULT="1", RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=LARGEST_MESSAGE),
-            cwd=ROOT,
-            start_new_session=True,
-        )
+        process = subprocess.Popen(with_parent(line), stdout=out, stderr=out, env=values, cwd=ROOT, start_new_session=True)
     try:
         address = f"http://127.0.0.1:{dashboard}"
         wait(lambda: process.poll() is not None or answers(address), "dashboard")
