@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,6 +111,19 @@ def _engine(url: str) -> Engine:
     raise UsageError(f"cannot use the database {parsed.get_backend_name()}; give sqlite:///path or postgresql+psycopg://user@host/database")
 
 
+def _write_ahead(connection: Any) -> None:
+    """Switch the file to a write-ahead log. Where another process does so right now SQLite refuses at once, whatever its time limit."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def _sqlite(url: str, path: str | None) -> Engine:
     if not path or path == ":memory:":
         raise UsageError("a log of decisions needs a file: give sqlite:///path")
@@ -118,7 +133,8 @@ def _sqlite(url: str, path: str | None) -> Engine:
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # the driver would begin, and commit, when it thinks fit
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        _write_ahead(connection)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
