@@ -182,6 +182,7 @@ def test_foreign_files_and_the_input_itself_are_not_overwritten(pairs: Path, tmp
         run(pairs, pairs)
 
 
+@pytest.mark.slow
 def test_scores_and_verdicts_are_the_same_in_either_place_of_scoring(tmp_path: Path) -> None:
     shared = run(SAMPLES, tmp_path / "shared", model="opencv", discriminator="tiny")
     pool = run(SAMPLES, tmp_path / "pool", model="opencv", discriminator="tiny", scoring="pool", min_actors=1, max_actors=1, num_cpus=0.5)

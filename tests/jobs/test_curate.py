@@ -109,6 +109,7 @@ def test_every_rule_and_a_funnel_that_adds_up(collection: Path, tmp_path: Path) 
         run(collection, output, safety="tests.jobs.test_curate:Alarmed", per_category=7, duplicate="photo")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_finished_by_the_next(collection: Path, tmp_path: Path) -> None:
     """Killed before the last measures, and again before the last shard: the state that a kill leaves, made by taking files away."""
     whole, output = tmp_path / "whole", tmp_path / "out"

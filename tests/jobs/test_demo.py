@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from jobs.config import VerifyConfig
 from jobs.verify import verify
 from tests.jobs.support import read_rows, run_command
@@ -34,6 +36,7 @@ def test_demo_leaves_a_folder_that_it_did_not_make_alone(tmp_path: Path) -> None
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
+@pytest.mark.slow
 def test_json_summary_is_one_object_on_standard_output(pairs: Path, tmp_path: Path) -> None:
     places = ["--input", str(pairs), "--output", str(tmp_path / "out")]
     done = run_command("clean", *places, "--model", "opencv", "--discriminator", "none", "--json")

@@ -168,6 +168,7 @@ def test_actors_and_workers_killed(many: Path, tmp_path: Path, whole: tuple[dict
     assert_whole(str(output), whole)
 
 
+@pytest.mark.slow
 def test_s3_away_for_ten_seconds(many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]], own_s3: Any) -> None:
     bucket = own_s3.bucket("outage")
     upload(many, f"{bucket}/many")

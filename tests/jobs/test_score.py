@@ -74,6 +74,7 @@ def test_scores_equal_those_of_the_erasing_job(photos: Path, unscored: Path, tmp
     assert verify(VerifyConfig(input=str(tmp_path / "scored")))["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_files_give_the_same_scores_as_a_dataset(unscored: Path, as_files: Path, tmp_path: Path) -> None:
     run(unscored, tmp_path / "from-dataset")
     run(as_files, tmp_path / "from-folder", origin="samples")
@@ -91,6 +92,7 @@ def test_files_give_the_same_scores_as_a_dataset(unscored: Path, as_files: Path,
             assert rows[0][name][image]["bytes"] == rows[1][name][image]["bytes"] == rows[2][name][image]["bytes"]
 
 
+@pytest.mark.slow
 def test_a_verdict_decides_the_target_anew(unscored: Path, tmp_path: Path) -> None:
     run(unscored, tmp_path / "lax", threshold=0.0, uncertain=0.0)
     lax = read_rows(str(tmp_path / "lax"))[0]
@@ -121,6 +123,7 @@ def test_what_cannot_be_scored_is_a_failure(as_files: Path, tmp_path: Path) -> N
     assert "30 x 20" in failures[second.stem]["message"]
 
 
+@pytest.mark.slow
 def test_a_lost_shard_is_made_again_and_other_settings_are_refused(unscored: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run(unscored, output, shard_mb=0.0, block_rows=2)

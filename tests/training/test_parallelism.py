@@ -68,7 +68,7 @@ def assert_alike(found: Path, expected: Path) -> None:
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_workers_compute_what_one_process_does_and_their_number_may_change(
     strategy: str, data: str, changes: dict[str, Any], alone: Path, tmp_path: Path
 ) -> None:
