@@ -54,6 +54,7 @@ def wait_until_one_is_left() -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_both_nodes_work_and_one_may_go(two_nodes: tuple[Cluster, Any], tmp_path: Path) -> None:
     cluster, second = two_nodes
     pairs = write_pairs(tmp_path / "in", COUNT)
