@@ -69,7 +69,7 @@ class SupportFinder(Protocol):
 def ground_by_colour(photo: Pixels) -> Support | None:
     """The rule at the head of this file."""
     scale = _SIDE / max(photo.shape[:2])
-    size = max(16, round(photo.shape[1] * scale)), max(16, round(photo.shape[0] * scale))
+    size = _scaled_size(photo, scale)
     small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     plain = cv2.cvtColor(small.astype(np.float32) / np.float32(255), cv2.COLOR_RGB2LAB)
     smooth = cv2.GaussianBlur(plain, (0, 0), _BLUR_PX)
@@ -116,7 +116,7 @@ class SurfaceNetworks:
         from core.perception.semantics import support_mask
 
         scale = min(1.0, 2 * _SIDE / max(photo.shape[:2]))
-        size = max(16, round(photo.shape[1] * scale)), max(16, round(photo.shape[0] * scale))
+        size = _scaled_size(photo, scale)
         classes = self._classes.segment([photo])[0]
         flat = support_mask(classes.classes, classes.names)
         if self._depth is not None:
@@ -131,6 +131,11 @@ class SurfaceNetworks:
                 if not is_flat:
                     flat[region > 0] = 0
         return _usable(np.asarray(cv2.resize(flat, size, interpolation=cv2.INTER_NEAREST)) > 0)
+
+
+def _scaled_size(photo: Pixels, scale: float) -> tuple[int, int]:
+    """(width, height) of a smaller copy, at least 16 pixels each."""
+    return max(16, round(photo.shape[1] * scale)), max(16, round(photo.shape[0] * scale))
 
 
 def _usable(mask: np.ndarray) -> Support | None:

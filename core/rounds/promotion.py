@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from core.metrics.statistics import Estimate, bootstrap_mean
-
-FIGURES: Final = ("success", "score", "psnr", "psnr_effect")
-"""What a remover may be held to; higher is better in each."""
 
 
 @dataclass(frozen=True, slots=True)
