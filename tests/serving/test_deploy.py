@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -29,6 +30,8 @@ pytestmark = pytest.mark.slow
 
 TINY = {"model": "tiny", "steps": 1}
 OPENCV = {"model": "opencv"}
+# as docs/cluster.md has it; without these Ray asks for a token where the user has one in a file, and for none where not
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 
 
 def free_ports(count: int) -> list[int]:
@@ -59,11 +62,11 @@ class Cluster:
         file = self._folder / "serving.yaml"
         file.write_text(yaml.safe_dump({"proxy_location": "HeadOnly", "http_options": options, "applications": [application]}))
         line = [sys.executable, "-m", "ray.serve.scripts", "deploy", "--address", self._dashboard, str(file)]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=WAIT_S, env=environment(), cwd=ROOT, check=False)
+        done = subprocess.run(line, capture_output=True, text=True, timeout=WAIT_S, env=environment(**TOKEN), cwd=ROOT, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def application(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self._dashboard}/api/serve/applications/", timeout=WAIT_S) as reply:
+        with applications(self._dashboard, WAIT_S) as reply:
             found: dict[str, Any] = json.loads(reply.read())["applications"].get("cleanplate", {})
         return found
 
@@ -85,15 +88,15 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 @contextmanager
 def ray_head(folder: Path) -> Iterator[str]:
     """Address of the dashboard of a head node of its own."""
-    head, dashboard, agent = free_ports(3)
+    head, dashboard, agent, client = free_ports(4)
     own = tempfile.mkdtemp(prefix="cp-", dir="/tmp")  # short: Ray makes sockets in it
     line = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus", "6", "--num-gpus", "0", "--port", str(head),
-        "--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", "0",
+        "--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client),
         "--temp-dir", own, "--disable-usage-stats",
     ]  # fmt: skip
     log = folder / "ray.log"
-    values = environment(RAY_SERVE_USE_GRPC_BY_DEFAULT="1", RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=LARGEST_MESSAGE)
+    values = environment(RAY_SERVE_USE_GRPC_BY_DEFAULT="1", RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=LARGEST_MESSAGE, **TOKEN)
     with log.open("wb") as out:
         process = subprocess.Popen(with_parent(line), stdout=out, stderr=out, env=values, cwd=ROOT, start_new_session=True)
     try:
@@ -121,9 +124,15 @@ def belongs(process: Path, folder: str) -> bool:
         return False
 
 
+def applications(dashboard: str, timeout: float) -> Any:
+    """The reply of the dashboard that tells what is deployed."""
+    headers = {"Authorization": f"Bearer {TOKEN['RAY_AUTH_TOKEN']}"}
+    return urllib.request.urlopen(urllib.request.Request(f"{dashboard}/api/serve/applications/", headers=headers), timeout=timeout)
+
+
 def answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{address}/api/serve/applications/", timeout=10):
+        with applications(address, 10):
             return True
     except OSError:
         return False
