@@ -5,6 +5,8 @@
 The annotator knows the clean plates of the collection (the rounds never look at them), compares each result with them, and errs in 5 % of
 the cases. Prints how long the runs took and on which kinds of steps, whether the ledgers are equal, and the table of the run.
 
+``--damage`` starts from the embedded model with noise on its weights, so that trainings as short as these have something to learn.
+
 Sizes are for two cores and twenty minutes: the embedded remover at its own size of 256 pixels, a discriminator of 128, few steps of each.
 """
 
@@ -15,6 +17,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,9 +30,12 @@ from typing import Any, Final
 
 import cv2
 import numpy as np
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from core import storage
+from core.checkpoints import locate
 from core.fetch import Fetcher
 from core.images import Pixels, decode_photo
 from core.labels import Label, label_of, write_labels
@@ -236,7 +242,7 @@ def settings_for(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "collections": [options.collection],
         "initial": [options.initial],
-        "model": "tiny",
+        "model": options.model,
         "discriminator": "tiny",
         "rounds": options.rounds,
         "human": {"items": options.human},
@@ -254,6 +260,19 @@ def settings_for(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def damaged(folder: Path, amount: float) -> str:
+    """The embedded model with Gaussian noise on the weights of its UNet, of ``amount`` times each tensor's standard deviation; its path."""
+    shutil.copytree(locate("tiny"), folder, dirs_exist_ok=True)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    noise = torch.Generator().manual_seed(0)
+    weights = load_file(path)
+    for name, value in weights.items():
+        if value.ndim > 1:
+            weights[name] = (value + amount * value.float().std() * torch.randn(value.shape, generator=noise)).to(value.dtype)
+    save_file(weights, path)
+    return str(folder)
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -264,12 +283,14 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rate", type=float, default=1.0e-5, help="learning rate of the remover")
     parser.add_argument("--runs", default="whole,killed", help="which runs, in this order; ledgers are compared where both are there")
+    parser.add_argument("--damage", type=float, default=0.0, help="noise on the first model's weights, over their standard deviation")
     parser.add_argument("--lcm", action="store_true", help="distil at the end")
     parser.add_argument("--limit", type=float, default=0.35)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     output = Path(options.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
+    options.model = damaged(output / "model", options.damage) if options.damage else "tiny"
     config = output / "rounds.yaml"
     config.write_text(yaml.safe_dump(settings_for(options), sort_keys=False))
     annotator = Annotator([options.collection, options.public], limit=options.limit)

@@ -192,7 +192,7 @@ class EncodeStage:
     """An actor of the pool: rows of the plan in, records of views with their latents out."""
 
     def __init__(self, settings: EncodeSettings, monitor: Any) -> None:
-        from core.device import pick_device
+        from core.device import keep_freed_memory, pick_device
 
         cv2.setNumThreads(1)
         device = pick_device(settings.device)
@@ -201,6 +201,7 @@ class EncodeStage:
 
             # the pool is the parallelism, and results do not depend on the number of cores
             torch.set_num_threads(1)
+            keep_freed_memory()
         self._settings = settings
         self._vae = load_vae(settings.model, device)
         self._fingerprint = vae_fingerprint(self._vae)
