@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -68,10 +68,12 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     if context.dashboard_url:
         log.info("Ray dashboard: http://%s", context.dashboard_url)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    # Ray tells of workers that died on standard output, where a command's own answer belongs, and of the last ones when it is shut down
+    with redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _connect(address: str | None) -> Any:

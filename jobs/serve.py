@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from typing import Any, Final
@@ -32,11 +33,12 @@ def run(config: ServeConfig) -> int:
     # its default, gRPC's own 4 MiB, is less than many a photo: an answer above it would be a 500
     os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", LARGEST_MESSAGE)
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    answer = sys.stdout
     try:
         with ray_cluster(config.address):
             url = start(config)
             try:
-                print(json.dumps({"url": url}) if config.json else f"cleanplate serves {url} (Ctrl-C ends it)", flush=True)
+                print(json.dumps({"url": url}) if config.json else f"cleanplate serves {url} (Ctrl-C ends it)", file=answer, flush=True)
                 wait(config)
             finally:
                 stop()

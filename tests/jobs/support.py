@@ -64,16 +64,16 @@ def run_command(*arguments: str, timeout: float = 300, **extra: str) -> subproce
     )
 
 
-def start_command(*arguments: str, log: Path, **extra: str) -> subprocess.Popen[bytes]:
-    """Start ``cleanplate`` in a process group of its own."""
-    with log.open("ab") as out:
-        return subprocess.Popen(command(*arguments), stdout=out, stderr=out, env=environment(**extra), cwd=ROOT, start_new_session=True)
+def start_command(*arguments: str, log: Path, answer: Path | None = None, **extra: str) -> subprocess.Popen[bytes]:
+    """Start ``cleanplate`` in a process group of its own; what it answers goes to a file of its own, or to the log, too."""
+    with log.open("ab") as err, (answer or log).open("ab") as out:
+        return subprocess.Popen(command(*arguments), stdout=out, stderr=err, env=environment(**extra), cwd=ROOT, start_new_session=True)
 
 
 def summary_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The JSON summary that ``--json`` printed."""
     assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    return dict(json.loads(done.stdout))
 
 
 def read_rows(output: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import subprocess
 import threading
@@ -160,11 +161,15 @@ def killer() -> Iterator[Any]:
 
 def test_actors_and_workers_killed(many: Path, tmp_path: Path, whole: tuple[dict[str, Any], dict[str, Any]], killer: Any) -> None:
     output = tmp_path / "out"
-    job = start_command(*arguments(many, output), "--max-failure-rate", "1", log=tmp_path / "log", TEST_ERASER_SECONDS="0.1")
+    answer = tmp_path / "answer"
+    line = [*arguments(many, output), "--max-failure-rate", "1", "--json"]
+    job = start_command(*line, log=tmp_path / "log", answer=answer, TEST_ERASER_SECONDS="0.1")
     wait_for_parts(str(output), 1)
     killed = killer(job.pid, [ACTOR, "ray::Write", "ray::MapBatches", "ray::IDLE"], 1.0, 7)
     assert job.wait(timeout=400) == 0, (tmp_path / "log").read_text()
     assert killed, "nothing was killed: the test shows nothing"
+    # what Ray tells of the dead is not part of it
+    assert json.loads(answer.read_text())["out"] == COUNT
     assert_whole(str(output), whole)
 
 
