@@ -11,6 +11,7 @@ from torch import nn
 from core.errors import UsageError
 
 _M_TRIM_THRESHOLD: Final = -1
+_M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
 """As in glibc's malloc.h."""
 
@@ -57,3 +58,4 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
         mallopt(_M_TRIM_THRESHOLD, 2**30)
+        mallopt(_M_TOP_PAD, 64 * 2**20)  # no heap of a thread, which is as large, is given back whole
