@@ -75,6 +75,7 @@ def test_scores_equal_those_of_the_erasing_job(photos: Path, unscored: Path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_files_give_the_same_scores_as_a_dataset(unscored: Path, as_files: Path, tmp_path: Path) -> None:
     run(unscored, tmp_path / "from-dataset")
     run(as_files, tmp_path / "from-folder", origin="samples")
