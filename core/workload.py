@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from core.errors import CleanplateError, ItemError, StorageUnavailable
 from core.images import storable_source
 from core.masks import encode_mask
 from core.scoring import Scorer, score_results
+
+FETCHES_A_THREAD: Final = 4
+"""A read from an object store is milliseconds of waiting and no work, so that several lie under way for each thread that decodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class WorkSettings:
     max_megapixels: float = 200.0
 
     threads: int = 2
-    """Threads for fetching, decoding and encoding."""
+    """Threads for decoding and encoding; ``FETCHES_A_THREAD`` times as many fetch."""
     lookahead: int = 4
     """Items that are prepared ahead of the network, above one batch."""
 
@@ -91,11 +94,14 @@ class Workload:
     def __init__(self, eraser: Eraser, settings: WorkSettings, scorer: Scorer | None = None) -> None:
         self.eraser, self.settings, self.scorer = eraser, settings, scorer
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="workload")
+        self._fetches = FETCHES_A_THREAD * settings.threads
+        self._fetchers = ThreadPoolExecutor(self._fetches, thread_name_prefix="fetch")
         self._batch = max(1, eraser.batch_size // max(1, settings.candidates))
 
     def close(self) -> None:
         """Stop the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._fetchers, self._pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def run(self, items: Iterable[tuple[str, str | None, Fetched]]) -> Iterator[Outcome]:
         """Outcomes for items given as (id, URI for messages, function that fetches them), in order.
@@ -103,7 +109,7 @@ class Workload:
         Raises:
             StorageUnavailable: the store does not answer. Then no item is at fault and none is counted as failed.
         """
-        source = iter(items)
+        source = self._fetched(items)
         preparing: deque[Future[_Work]] = deque()
         finishing: deque[Future[_Work] | _Work] = deque()
         window = self._batch + self.settings.threads + self.settings.lookahead
@@ -114,7 +120,7 @@ class Workload:
                 if entry is None:
                     exhausted = True
                 else:
-                    preparing.append(self._pool.submit(self._prepare, *entry))
+                    preparing.append(self._pool.submit(self._prepare, entry))
             if preparing:
                 batch = [preparing.popleft().result() for _ in range(min(self._batch, len(preparing)))]
                 finishing.extend(self._through_network(batch))
@@ -123,11 +129,25 @@ class Workload:
             if exhausted and not preparing and not finishing:
                 return
 
-    def _prepare(self, item_id: str, uri: str | None, fetch: Fetched) -> _Work:
-        """Fetch, decode and crop; for an eraser that may run in many threads, everything else too."""
+    def _fetched(self, items: Iterable[tuple[str, str | None, Fetched]]) -> Iterator[Future[_Work]]:
+        """Items in order, each being fetched; those that nobody has asked for yet lie under way, as encoded bytes."""
+        waiting: deque[Future[_Work]] = deque()
+        for entry in items:
+            waiting.append(self._fetchers.submit(self._fetch, *entry))
+            if len(waiting) > self._fetches:
+                yield waiting.popleft()
+        yield from waiting
+
+    @staticmethod
+    def _fetch(item_id: str, uri: str | None, fetch: Fetched) -> _Work:
         work = _Work(item_id, uri)
         with _Caught(work, "fetch"):
             work.item = fetch()
+        return work
+
+    def _prepare(self, fetched: Future[_Work]) -> _Work:
+        """Decode and crop; for an eraser that may run in many threads, everything else too."""
+        work = fetched.result()
         if work.outcome is None and work.item is not None:
             with _Caught(work, "decode"):
                 work.erasure = Erasure.open(work.item.source, work.item.mask, self.eraser.rule, self.settings.max_megapixels)

@@ -40,6 +40,9 @@ class FaultyS3:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # else each body waits 40 ms for the acknowledgement of its headers, which no store does
+            disable_nagle_algorithm = True
+            wbufsize = -1
 
             def forward(self) -> None:
                 outer._answer(self, str(target.hostname), int(target.port or 80))

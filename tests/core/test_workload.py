@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -332,4 +333,19 @@ def test_a_slow_store_does_not_hold_finished_work_back() -> None:
     first = [next(outcomes).id for _ in range(4)]
     released.set()
     assert first + [outcome.id for outcome in outcomes] == [str(number) for number in range(12)]
+    work.close()
+
+
+def test_more_reads_are_under_way_than_threads_decode() -> None:
+    """Each read of an object store waits: with two threads eight of them must be under way at once, or the network starves."""
+    items = entries(16)
+    together = threading.Barrier(4 * 2)
+
+    def reading(name: str) -> RawItem:
+        together.wait(20)
+        return raw(name)
+
+    work = Workload(Scripted(batch_size=1), WorkSettings(threads=2))
+    outcomes = list(work.run((name, None, partial(reading, name)) for name, _, _ in items))
+    assert [(outcome.id, outcome.failure) for outcome in outcomes] == [(name, None) for name, _, _ in items]
     work.close()
