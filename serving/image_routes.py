@@ -12,6 +12,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import UploadFile
 
+from core.erasing import Erasure
 from core.images import decode_picture
 from core.masks import Box, Mask, binary_mask, check_area
 from serving.forms import Candidates, DownloadFormat, Fit, ItemId, ModelName, Picture, Seed, Served, Steps, megapixels_of, options
@@ -110,9 +111,9 @@ async def erase(
         source = await service.kept(image_id, base or "")
         async with service.room_for(source.photo.pixels.size / 3e6 * (candidates + 1)):
             chosen = await service.run(placed_mask, data, x, y, source.photo.width, source.photo.height, service.settings.max_megapixels)
-            found = await service.erase(source, chosen, options(item, seed, candidates, steps, model, fit))
-            keep = partial(_kept_result, service, image_id, base or "", found, source.profile, steps)
-            results = [await keep(place) for place in range(len(found.candidates))]
+            wanted = options(item, seed, candidates, steps, model, fit)
+            found = await service.erase(source, chosen, wanted, partial(_patch, source.profile))
+            results = [await _kept_result(service, image_id, base or "", found, steps, place) for place in range(len(found.candidates))]
     body = {
         "image": image_id,
         "id": found.item,
@@ -125,11 +126,9 @@ async def erase(
 
 
 async def _kept_result(
-    service: Service, image_id: str, base: str, found: Erased, profile: bytes, steps: int | None, place: int
+    service: Service, image_id: str, base: str, found: Erased[tuple[Box, bytes]], steps: int | None, place: int
 ) -> dict[str, Any]:
-    one = found.candidates[place]
-    box = await service.run(_box_of, found, one.pixels)
-    patch = await service.run(encode_patch, found.erasure.photo, one.pixels, box, profile)
+    one, (box, patch) = found.candidates[place], found.encoded[place]
     name = result_id(image_id, base, found.item, found.label, one.seed, steps, patch.hex())
     kept = Result(name, patch, base, box[0], box[1], found.item, one.seed, one.score, found.label)
     await service.run(service.store.put_result, image_id, kept)
@@ -148,10 +147,12 @@ async def _kept_result(
     }
 
 
-def _box_of(found: Erased, pixels: np.ndarray) -> Box:
-    photo, crop = found.erasure.photo, found.erasure.crop
+def _patch(profile: bytes, erasure: Erasure, pixels: np.ndarray) -> tuple[Box, bytes]:
+    """The box of pixels that changed, and a PNG of them."""
+    photo, crop = erasure.photo, erasure.crop
     inside = (max(crop.x, 0), max(crop.y, 0), min(crop.x + crop.side, photo.width), min(crop.y + crop.side, photo.height))
-    return changed_box(photo.pixels, pixels, inside)
+    box = changed_box(photo.pixels, pixels, inside)
+    return box, encode_patch(photo, pixels, box, profile)
 
 
 def placed_mask(data: bytes, x: int, y: int, width: int, height: int, max_megapixels: float) -> Mask:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import re
 import time
-from typing import Annotated, Any, Final
+from functools import partial
+from typing import Annotated, Final
 
 import numpy as np
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import JSONResponse
 
+from core.erasing import Erasure
 from core.errors import UsageError
 from core.images import MIN_SIDE, Photo, encode_image
 from core.masks import Mask, decode_mask, encode_mask
@@ -18,7 +20,7 @@ from serving.forms import ItemId, ModelName, Seed, Served, Steps, megapixels_of,
 from serving.pictures import resized
 from serving.problems import Problem
 from serving.routes import PROBLEMS
-from serving.service import Candidate, Erased, Service
+from serving.service import Service
 from serving.settings import MAX_CANDIDATES
 
 router = APIRouter()
@@ -57,8 +59,11 @@ async def edit(
             wanted = _wanted_size(size, source.photo)
             chosen = await _mask(service, source.photo, mask)
             name = None if model and _OTHERS.match(model) else model
-            found = await service.erase(source, chosen, options(item, seed, n, steps, name))
-            answers = [await service.run(_answer, found, one, wanted, response_format) for one in found.candidates]
+            found = await service.erase(source, chosen, options(item, seed, n, steps, name), partial(_picture, wanted))
+    answers = [
+        {**_answer(picture, response_format), "seed": one.seed, "score": one.score}
+        for one, picture in zip(found.candidates, found.encoded, strict=True)
+    ]
     body = {"created": int(time.time()), "data": answers, "output_format": "png", "model": found.label}
     return JSONResponse(body, headers=found.headers)
 
@@ -94,12 +99,15 @@ def _wanted_size(text: str, photo: Photo) -> tuple[int, int] | None:
     return None if (width, height) == (photo.width, photo.height) else (width, height)
 
 
-def _answer(found: Erased, one: Candidate, wanted: tuple[int, int] | None, response_format: str) -> dict[str, Any]:
+def _picture(wanted: tuple[int, int] | None, erasure: Erasure, pixels: np.ndarray) -> str:
+    """A result of the wanted size as base64 of a PNG."""
     if wanted is None:
-        png = found.erasure.encode(one.pixels)
+        png = erasure.encode(pixels)
     else:
-        alpha = found.erasure.photo.alpha
-        png = encode_image(resized(one.pixels, *wanted), None if alpha is None else resized(alpha, *wanted))
-    encoded = base64.b64encode(png).decode()
-    picture = {"b64_json": encoded} if response_format == "b64_json" else {"url": f"data:image/png;base64,{encoded}"}
-    return {**picture, "seed": one.seed, "score": one.score}
+        alpha = erasure.photo.alpha
+        png = encode_image(resized(pixels, *wanted), None if alpha is None else resized(alpha, *wanted))
+    return base64.b64encode(png).decode()
+
+
+def _answer(picture: str, response_format: str) -> dict[str, str]:
+    return {"b64_json": picture} if response_format == "b64_json" else {"url": f"data:image/png;base64,{picture}"}

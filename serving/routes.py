@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from core.erasing import Erasure
 from core.errors import UsageError
 from core.masks import decode_mask, encode_mask
 from core.record import verdict_for
@@ -65,14 +66,15 @@ async def erase(
         async with service.room_for(size * (candidates + 2)):
             source = await service.opened(data)
             chosen = await mask_for(service, source.photo, mask, points, box)
-            found = await service.erase(source, chosen, options(item, seed, candidates, steps, model, fit))
-            if "application/json" not in request.headers.get("accept", ""):
-                return Response(await service.run(found.erasure.encode, found.best.pixels), media_type="image/png", headers=found.headers)
-            results = []
-            for one in found.candidates:
-                picture = await service.run(found.erasure.encode, one.pixels)
-                encoded = base64.b64encode(picture).decode()
-                results.append({"score": one.score, "seed": one.seed, "image": {"type": "image/png", "data": encoded}})
+            wanted = options(item, seed, candidates, steps, model, fit)
+            as_json = "application/json" in request.headers.get("accept", "")
+            found = await service.erase(source, chosen, wanted, Erasure.encode, best_only=not as_json)
+            if not as_json:
+                return Response(found.encoded[0], media_type="image/png", headers=found.headers)
+            results = [
+                {"score": one.score, "seed": one.seed, "image": {"type": "image/png", "data": base64.b64encode(picture).decode()}}
+                for one, picture in zip(found.candidates, found.encoded, strict=True)
+            ]
             body = {"id": found.item, "model": found.label, "results": results, "timings_ms": found.timings_ms}
             return JSONResponse(body, headers=found.headers)
 

@@ -7,11 +7,11 @@ import hashlib
 import string
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -40,6 +40,9 @@ _PLAIN: Final = string.ascii_letters + string.digits + string.punctuation.replac
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
+Encoded = TypeVar("Encoded")
+Encode = Callable[[Erasure, np.ndarray], Encoded]
+"""What a route makes of a result, (H, W, 3) uint8, for its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +76,14 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Erased:
-    """The candidates of a request, best first, and where the time went."""
+class Erased(Generic[Encoded]):
+    """The candidates of a request, best first, what was encoded of them, in the same order, and where the time went."""
 
     item: str
     model: ModelInfo
     erasure: Erasure
     candidates: list[Candidate]
+    encoded: list[Encoded]
     timings_ms: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -152,7 +156,8 @@ class Service:
 
     async def opened(self, data: bytes) -> Source:
         """A photo that comes with its request. Raises ItemError as ``decode_photo``."""
-        return Source(await self.decode(data), await self.run(source_digest, data))
+        photo, digest = await asyncio.gather(self.decode(data), self.run(source_digest, data))
+        return Source(photo, digest)
 
     async def decode(self, data: bytes) -> Photo:
         """A picture of a caller's. Raises ItemError as ``decode_photo``."""
@@ -191,16 +196,20 @@ class Service:
         """The mask of what the prompt means. Raises UsageError and ItemError as the segmenter."""
         return await self.run(self._segmenter.segment, photo.pixels, prompt)
 
-    async def erase(self, source: Source, mask: Mask, options: EraseOptions) -> Erased:
-        """Erase, score and rank; all by one version of the models, also while a new one rolls out."""
+    async def erase(
+        self, source: Source, mask: Mask, options: EraseOptions, encode: Encode[Encoded], *, best_only: bool = False
+    ) -> Erased[Encoded]:
+        """Erase, score, rank and encode (the best alone, if so wanted); by one version of the models, also while a new one rolls out."""
         for _ in range(_VERSIONS):
             try:
-                return await self._erase(source, mask, options)
+                return await self._erase(source, mask, options, encode, best_only)
             except ModelChanged:
                 self.graph.forget()
         raise busy("a new version is rolling out; try again")
 
-    async def _erase(self, source: Source, mask: Mask, options: EraseOptions) -> Erased:
+    async def _erase(
+        self, source: Source, mask: Mask, options: EraseOptions, encode: Encode[Encoded], best_only: bool
+    ) -> Erased[Encoded]:
         photo = source.photo
         name = options.model or self.settings.models[0].name
         clock = _Clock(self.metrics)
@@ -215,15 +224,35 @@ class Service:
         clock.lap("erase")
         results = await self.run(erasure.results, fills)
         clock.lap("paste")
-        scores: list[float | None] = [None] * len(results)
-        size = await self.graph.scorer_size()
-        if size is not None:
-            views = await self.run(make_views, size, photo.pixels, mask.pixels, results)
-            scores = list(await self.graph.score(views))
-            clock.lap("score")
-        found = [Candidate(*values) for values in zip(results, seeds, scores, strict=True)]
+        later = best_only and len(results) > 1
+        # the discriminator needs no thread of this replica: what is encoded whatever it says is encoded meanwhile
+        scores, encoded = await asyncio.gather(
+            self._scores(clock, photo, mask, results), self._encoded(clock, encode, erasure, [] if later else results)
+        )
         # the first of equal ones wins, as in a job
-        return Erased(item, info, erasure, sorted(found, key=lambda one: -(one.score or 0.0)), clock.laps_ms)
+        order = sorted(range(len(results)), key=lambda place: -(scores[place] or 0.0))
+        found = [Candidate(results[place], seeds[place], scores[place]) for place in order]
+        if later:
+            encoded = await self._encoded(clock, encode, erasure, [found[0].pixels])
+        else:
+            encoded = [encoded[place] for place in order]
+        return Erased(item, info, erasure, found, encoded, clock.laps_ms)
+
+    async def _scores(self, clock: _Clock, photo: Photo, mask: Mask, results: Sequence[np.ndarray]) -> Sequence[float | None]:
+        size = await self.graph.scorer_size()
+        if size is None:
+            return [None] * len(results)
+        started = time.perf_counter()
+        found = await self.graph.score(await self.run(make_views, size, photo.pixels, mask.pixels, results))
+        clock.note("score", time.perf_counter() - started)
+        return found
+
+    async def _encoded(self, clock: _Clock, encode: Encode[Encoded], erasure: Erasure, results: Sequence[np.ndarray]) -> list[Encoded]:
+        started = time.perf_counter()
+        found = [await self.run(encode, erasure, result) for result in results]
+        if results:
+            clock.note("encode", time.perf_counter() - started)
+        return found
 
 
 class _Clock:
@@ -235,9 +264,13 @@ class _Clock:
 
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
-        self.laps_ms[stage] = round((now - self._since) * 1000, 2)
-        self._metrics.observe_stage(stage, now - self._since)
+        self.note(stage, now - self._since)
         self._since = now
+
+    def note(self, stage: str, seconds: float) -> None:
+        """For a stage that others run beside."""
+        self.laps_ms[stage] = round(seconds * 1000, 2)
+        self._metrics.observe_stage(stage, seconds)
 
 
 def source_digest(data: bytes) -> hashlib.blake2b:
