@@ -37,7 +37,7 @@ class Ingress:
     """Answers HTTP: decodes, crops, pastes and encodes in threads, and asks the models for the rest."""
 
     def __init__(self, settings: ServingSettings, eraser: DeploymentHandle, discriminator: DeploymentHandle | None) -> None:
-        one_thread(on_cpu=False)
+        one_thread(on_cpu=True)
         folder = settings.store or own_folder()
         if not settings.store and sum(node["Alive"] for node in ray.nodes()) > 1:
             log.warning("uploads lie on this machine alone, and the cluster has more; set store to an s3:// or shared folder")
