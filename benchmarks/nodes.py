@@ -1,11 +1,14 @@
 """Nodes of a cluster that come and go at random while `clean` runs: nothing lost, nothing twice, and the throughput follows the nodes.
 
     python -m benchmarks.nodes --minutes 30 --record benchmarks/records/DATE-nodes
+    python -m benchmarks.nodes --minutes 30 --beside train serve --record benchmarks/records/DATE-nodes
 
-Several raylets on this machine are the nodes, of four CPUs and two devices each (Ray only counts them). The eraser keeps its caller waiting
-for a known time an image, as a device does, so that the number of actors decides the throughput and not the cores of this machine. Every 40
-to 100 seconds a node is added or killed (never the head, which has no CPUs and so no actors). From the times at which shards were written
-comes the throughput for each number of nodes that were there.
+Several raylets on this machine are the nodes, of eight CPUs and two devices each (Ray only counts them). The eraser keeps its caller
+waiting for a known time an image, as a device does, so that the number of actors decides the throughput and not the cores of this machine.
+Every 40 to 100 seconds a node is added or killed (never the head, which has no CPUs and so no actors). From the times at which shards were
+written comes the throughput for each number of nodes that were there. With `--beside`, trainings and a served graph under requests run on
+the same nodes (`benchmarks/node_load.py`): each training must make each step once, with the losses of a process that nobody disturbed, and
+each request must have the right bytes in the end.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from ray.cluster_utils import Cluster
 
+from benchmarks.node_load import Requests, Trainings
 from core.ledger import read_ledger
 
 SECONDS: Final = 0.4
@@ -48,7 +52,7 @@ def plant(folder: Path, count: int) -> None:
 
 
 def add_node(cluster: Cluster) -> Any:
-    return cluster.add_node(num_cpus=4, num_gpus=2)
+    return cluster.add_node(num_cpus=8, num_gpus=2)
 
 
 def drill(
@@ -104,6 +108,7 @@ def account(output: Path, count: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0, help="about how long the job takes with two nodes")
+    parser.add_argument("--beside", nargs="*", choices=["train", "serve"], default=[], help="what else runs on the same nodes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", type=Path, help="folder for the numbers")
     options = parser.parse_args()
@@ -113,8 +118,13 @@ def main() -> None:
         plant(Path(scratch, "in"), count)
         output = Path(scratch, "out")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        beside: dict[str, Trainings | Requests] = {}
         try:
             nodes = [add_node(cluster) for _ in range(2)]
+            for name in options.beside:
+                folder = Path(scratch, name)
+                folder.mkdir()
+                beside[name] = Trainings(cluster.address, folder) if name == "train" else Requests(cluster.address, folder)
             call = [sys.executable, "-m", "jobs.main", "clean", "--input", f"{scratch}/in", "--output", str(output), "--json"]
             call += ["--model", "benchmarks.planning:Timed", "--steps", str(round(SECONDS * 1000)), "--discriminator", "none"]
             call += ["--threads", "1", "--num-cpus", "1", "--num-gpus", "1", "--min-actors", "1", "--max-actors", str(2 * MOST_NODES)]
@@ -122,9 +132,12 @@ def main() -> None:
             with Path(scratch, "log").open("wb") as log:
                 job = subprocess.Popen(call, stdout=log, stderr=log, start_new_session=True)
             changes, written = drill(cluster, nodes, job, output, options.seed)
+            others = {name: one.stop() for name, one in beside.items()}
             if job.returncode:
                 raise RuntimeError(Path(scratch, "log").read_text(errors="replace")[-3000:])
         finally:
+            for one in beside.values():
+                one.kill()
             cluster.shutdown()
         found: dict[str, Any] = {
             "cores of this machine": os.cpu_count(),
@@ -133,6 +146,7 @@ def main() -> None:
             "nodes added": sum(after > before for (_, before), (_, after) in itertools.pairwise(changes)),
             "nodes killed": sum(after < before for (_, before), (_, after) in itertools.pairwise(changes)),
             "throughput by nodes": throughput(changes, written),
+            **others,
         }
     print(json.dumps(found, indent=1))
     if options.record:

@@ -50,6 +50,12 @@ MOST_WAITING: Final = 256
 Row = dict[str, Any]
 
 
+def sample_pair() -> tuple[bytes, bytes]:
+    """The first shipped photo and its mask."""
+    first, second = (next(iter(sorted((SAMPLES / name).iterdir()))) for name in ("source", "mask"))
+    return first.read_bytes(), second.read_bytes()
+
+
 class Bare:
     """The eraser in one process and thread."""
 
@@ -318,7 +324,7 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="further flags of cleanplate serve, after --")
     parser.add_argument("--record", type=Path, help="folder for the numbers")
     arguments = parser.parse_args()
-    pair = next(iter(sorted((SAMPLES / "source").iterdir()))).read_bytes(), next(iter(sorted((SAMPLES / "mask").iterdir()))).read_bytes()
+    pair = sample_pair()
     bare = Bare(arguments.model, pair)
     wanted = bare.erase()
     found: dict[str, Any] = {"command": " ".join(["python -m benchmarks.serving", *sys.argv[1:]]), "load_average_before": os.getloadavg()}
