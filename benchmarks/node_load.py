@@ -44,7 +44,7 @@ class Trainings:
             call = [sys.executable, "-m", "jobs.main", "train", "remover", "--data", self._data, "--output", str(output)]
             call += ["--recipe", "smoke", "--model", self._model, "--size", "64"]
             call += ["--steps", str(STEPS), "--checkpoint-every", str(CHECKPOINT_EVERY)]
-            call += ["--workers", "1", "--max-workers", "3", "--worker-cpus", "1", "--json", "--address", self._address]
+            call += ["--workers", "1", "--max-workers", "3", "--worker-cpus", "0.3", "--json", "--address", self._address]
             with (self._folder / "log").open("wb") as log:
                 self._process = subprocess.Popen(call, stdout=log, stderr=log, start_new_session=True)
             if self._process.wait():
@@ -98,10 +98,11 @@ class Requests:
         self._counts: Counter[str] = Counter()
         self._lost, self._longest_s = 0, 0.0
         self._stopped = threading.Event()
-        settings = {"ingress_min_replicas": 2, "ingress_max_replicas": 2, "scorer_min_replicas": 2, "scorer_max_replicas": 2}
+        settings: dict[str, float] = {"num_cpus": 0.05, "ingress_num_cpus": 0.05}
+        settings |= {"ingress_min_replicas": 2, "ingress_max_replicas": 2, "scorer_min_replicas": 2, "scorer_max_replicas": 2}
         (folder / "serve.yaml").write_text(json.dumps({"settings": settings}))
         call = [sys.executable, "-m", "jobs.main", "serve", "--config", str(folder / "serve.yaml"), "--model", "opencv", "--port", "0"]
-        call += ["--num-gpus", "0", "--min-replicas", "2", "--max-replicas", "2", "--json", "--address", address]
+        call += ["--min-replicas", "2", "--max-replicas", "2", "--json", "--address", address]
         self._log = folder / "serve.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=log, env=os.environ, start_new_session=True)

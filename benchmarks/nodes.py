@@ -3,7 +3,7 @@
     python -m benchmarks.nodes --minutes 30 --record benchmarks/records/DATE-nodes
     python -m benchmarks.nodes --minutes 30 --beside train serve --record benchmarks/records/DATE-nodes
 
-Several raylets on this machine are the nodes, of eight CPUs and two devices each (Ray only counts them). The eraser keeps its caller
+Several raylets on this machine are the nodes, of eight CPUs, room for two actors (Ray only counts them). The eraser keeps its caller
 waiting for a known time an image, as a device does, so that the number of actors decides the throughput and not the cores of this machine.
 Every 40 to 100 seconds a node is added or killed (never the head, which has no CPUs and so no actors). From the times at which shards were
 written comes the throughput for each number of nodes that were there. With `--beside`, trainings and a served graph under requests run on
@@ -36,6 +36,8 @@ from core.ledger import read_ledger
 
 SECONDS: Final = 0.4
 MOST_NODES: Final = 3
+ACTOR_CPUS: Final = 2.7
+"""So that two actors fit on a node of eight, and no third."""
 SETTLE_SECONDS: Final = 25.0
 """After a change of the nodes this long is not counted: actors load, and Ray notices a dead node after some seconds."""
 
@@ -52,7 +54,7 @@ def plant(folder: Path, count: int) -> None:
 
 
 def add_node(cluster: Cluster) -> Any:
-    return cluster.add_node(num_cpus=8, num_gpus=2)
+    return cluster.add_node(num_cpus=8)
 
 
 def drill(
@@ -127,7 +129,7 @@ def main() -> None:
                 beside[name] = Trainings(cluster.address, folder) if name == "train" else Requests(cluster.address, folder)
             call = [sys.executable, "-m", "jobs.main", "clean", "--input", f"{scratch}/in", "--output", str(output), "--json"]
             call += ["--model", "benchmarks.planning:Timed", "--steps", str(round(SECONDS * 1000)), "--discriminator", "none"]
-            call += ["--threads", "1", "--num-cpus", "1", "--num-gpus", "1", "--min-actors", "1", "--max-actors", str(2 * MOST_NODES)]
+            call += ["--threads", "1", "--num-cpus", str(ACTOR_CPUS), "--min-actors", "1", "--max-actors", str(2 * MOST_NODES)]
             call += ["--shard-mb", "0", "--block-rows", "20", "--max-failure-rate", "1", "--address", cluster.address]
             with Path(scratch, "log").open("wb") as log:
                 job = subprocess.Popen(call, stdout=log, stderr=log, start_new_session=True)

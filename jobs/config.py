@@ -84,7 +84,7 @@ class CleanConfig(JobConfig):
         max_actors: largest number of eraser actors; 0 is automatic
         num_gpus: GPUs per eraser actor, may be a fraction; the default is 1 where the cluster has GPUs, else 0
         num_cpus: CPUs reserved per eraser actor; 0 is automatic
-        threads: threads per actor for fetching, decoding and encoding; 0 is automatic
+        threads: threads per actor for decoding and encoding, and four times as many for fetching; 0 is automatic
         batch_size: images per network call on a GPU
         compile: torch.compile: off, blocks (ready in seconds), full (for long jobs), graphs (CUDA graphs, for small batches)
         dtype: precision of the networks; auto is float32 on a CPU, bfloat16 on a GPU
