@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import os
 import random
 import tempfile
@@ -33,6 +35,8 @@ _TRANSIENT_CODES = {
     "RequestTimeout",
     "ServerError",
     "ExpiredTokenException",
+    "BadDigest",  # the body changed, or was cut, on its way
+    "IncompleteBody",
     "ConditionalRequestConflict",  # two conditional writes at once; asked again, S3 knows who was first
 }
 _TRANSIENT_ERRORS = (
@@ -141,7 +145,8 @@ class S3Storage:
     def write(self, uri: str, data: bytes, *, if_absent: bool = False) -> None:
         bucket, key = split(uri)
         condition = {"IfNoneMatch": "*"} if if_absent else {}
-        _call(uri, lambda: s3_client().put_object(Bucket=bucket, Key=key, Body=data, **condition))
+        digest = content_md5(hashlib.md5(data, usedforsecurity=False))
+        _call(uri, lambda: s3_client().put_object(Bucket=bucket, Key=key, Body=data, ContentMD5=digest, **condition))
 
     @contextlib.contextmanager
     def create(self, uri: str) -> Iterator[BinaryIO]:
@@ -149,18 +154,34 @@ class S3Storage:
         with tempfile.TemporaryFile() as file:
             yield file
 
+            file.flush()
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            digest = content_md5(hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False))) if size <= PART else ""
+
             def put() -> None:
-                file.flush()
-                # boto3 closes the file that it is given, and a retry needs it again; in parts, since one request carries at most 5 GB
+                # boto3 closes the file that it is given, and a retry needs it again
                 with os.fdopen(os.dup(file.fileno()), "rb") as own:
                     own.seek(0)
-                    s3_client().upload_fileobj(own, bucket, key, Config=TransferConfig(multipart_threshold=PART, multipart_chunksize=PART))
+                    if digest:
+                        s3_client().put_object(Bucket=bucket, Key=key, Body=own, ContentMD5=digest)
+                    else:  # one request carries at most 5 GB; parts that did not arrive whole never become an object
+                        config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART)
+                        s3_client().upload_fileobj(own, bucket, key, Config=config)
 
             _call(uri, put)
 
     def delete(self, uri: str) -> None:
         bucket, key = split(uri)
         _call(uri, lambda: s3_client().delete_object(Bucket=bucket, Key=key))
+
+
+def content_md5(digest: hashlib._Hash) -> str:
+    """The header by which a store knows that it has the whole body.
+
+    Some (SeaweedFS) otherwise keep an empty object of a writer that was killed between the head of its request and the body.
+    """
+    return base64.b64encode(digest.digest()).decode()
 
 
 def _page(arguments: dict[str, str]) -> Any:

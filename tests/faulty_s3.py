@@ -24,7 +24,7 @@ class FaultyS3:
     """Forwards everything to ``endpoint``; a share ``rates[kind]`` of the requests for objects and listings meets that fault.
 
     Attributes:
-        rates: share of each kind of fault, 0 to 1.
+        rates: share of each kind of fault of ``KINDS`` or ``killed`` (the writer, before the body), 0 to 1.
         stale: listings are answered as they were when this was set to True.
         met: how often each fault was met.
     """
@@ -110,6 +110,11 @@ class FaultyS3:
             self.met["stale"] += 1
             self._send(handler, old[0], [("Content-Type", "application/xml")], old[1])
             return
+        if kind == "killed":
+            self._head_alone(handler, host, port)
+            handler.close_connection = True
+            handler.connection.close()
+            return
         status, headers, data = self._real(handler, body, host, port)
         if listing and not self._stale:
             self._listings[handler.path] = (status, data)
@@ -118,6 +123,13 @@ class FaultyS3:
             handler.close_connection = True
             return
         self._send(handler, status, headers, data)
+
+    @staticmethod
+    def _head_alone(handler: BaseHTTPRequestHandler, host: str, port: int) -> None:
+        """What the store gets of a writer that is killed between the head of its request and the body."""
+        with socket.create_connection((host, port)) as connection:
+            lines = [f"{handler.command} {handler.path} HTTP/1.1", *(f"{name}: {value}" for name, value in handler.headers.items())]
+            connection.sendall("\r\n".join([*(line for line in lines if not line.lower().startswith("expect:")), "", ""]).encode())
 
     def _real(self, handler: BaseHTTPRequestHandler, body: bytes, host: str, port: int) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(host, port, timeout=60)

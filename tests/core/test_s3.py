@@ -13,6 +13,7 @@ from core import storage
 from core.errors import Conflict, ObjectMissing, StorageError, StorageUnavailable
 from core.s3 import S3Storage
 from tests.conftest import S3
+from tests.faulty_s3 import FaultyS3
 
 STORE = S3Storage()
 OPERATIONS: dict[str, Callable[[str], object]] = {
@@ -227,3 +228,32 @@ def test_a_server_that_comes_late_is_waited_for(fresh: pytest.MonkeyPatch) -> No
     timer.join()
     late[0].server.shutdown()
     late[0].server.server_close()
+
+
+@pytest.mark.parametrize("how", ["write", "create"])
+def test_a_writer_that_is_killed_before_the_body_leaves_no_empty_object(s3: S3, fresh: pytest.MonkeyPatch, how: str) -> None:
+    uri = f"{s3.bucket('killed')}/shard"
+
+    def put() -> None:
+        if how == "write":
+            STORE.write(uri, b"x" * 1000)
+        else:
+            with STORE.create(uri) as file:
+                file.write(b"x" * 1000)
+
+    proxy = FaultyS3(s3.store.endpoint)
+    try:
+        fresh.setattr("core.s3._clients", {})
+        fresh.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        fresh.setattr(storage, "RETRY_SECONDS", 1.0)
+        proxy.rates = {"killed": 1.0}
+        with pytest.raises(StorageUnavailable):
+            put()
+        proxy.calm()
+        time.sleep(1)  # the store notices that nobody is there
+        assert proxy.met["killed"]
+        assert list(STORE.list(uri.rpartition("/")[0])) == []
+        put()
+        assert STORE.read(uri) == b"x" * 1000
+    finally:
+        proxy.close()
