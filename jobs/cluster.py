@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 FREE_CPUS: Final = 1.0
 """CPUs that no actor may take: Ray Data's streaming repartition asks for a whole one, and the job would wait for it in silence."""
+WRITING_CPUS: Final = 0.25
+"""What a task that writes asks for. With less beside the repartition nothing is written before a whole file of the plan is erased."""
 
 STARTED_CLUSTER: Final = Path("/tmp/ray/ray_current_cluster")
 """Where ``ray start`` notes the address of its cluster."""
@@ -122,7 +124,8 @@ def plan_pools(config: PoolSettings, score_pool: int | None = None) -> Pools:
 
     ``score_pool`` is the largest number of actors in a scoring pool beside the main one; 0 leaves it open, None is no such pool.
 
-    On a CPU an actor reserves half a core, so that as many actors as there are cores leave room for the tasks that read and write.
+    On a CPU an actor reserves a quarter of a core, so that as many actors as there are cores leave room for the tasks that read and write;
+    with a GPU a whole one, or less where there are few.
 
     Raises:
         UsageError: the least that was asked for leaves no CPU for tasks: Ray would wait for ever.
@@ -130,10 +133,10 @@ def plan_pools(config: PoolSettings, score_pool: int | None = None) -> Pools:
     resources = ray.cluster_resources()
     cpus, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
     num_gpus = (1.0 if gpus else 0.0) if config.num_gpus is None else config.num_gpus
-    num_cpus = config.num_cpus or (1.0 if num_gpus else 0.5)
-    fitting = min(math.floor(cpus), _whole((cpus - FREE_CPUS) / num_cpus))
-    if num_gpus:
-        fitting = min(fitting, _whole(gpus / num_gpus))
+    room = cpus - FREE_CPUS - WRITING_CPUS
+    most = min(math.floor(cpus), _whole(gpus / num_gpus)) if num_gpus else math.floor(cpus)
+    num_cpus = config.num_cpus or (max(0.25, min(1.0, math.floor(100 * room / max(1, most)) / 100)) if num_gpus else 0.25)
+    fitting = min(most, _whole(room / num_cpus))
     score_actors = 0 if score_pool is None else score_pool or max(1, fitting // 4)
     max_actors = config.max_actors or max(1, config.min_actors, fitting - score_actors)
     pools = Pools(
@@ -145,6 +148,9 @@ def plan_pools(config: PoolSettings, score_pool: int | None = None) -> Pools:
         threads=config.threads or max(2, round(num_cpus)),
     )
     check_pools(pools, cpus, gpus)
+    left = cpus - num_cpus * (pools.min_actors + (1 if score_actors else 0))
+    if left < FREE_CPUS + WRITING_CPUS:
+        log.warning("the actors leave %g of %g CPUs, so that writing waits for reading: lower --num-cpus or --min-actors", left, cpus)
     return pools
 
 

@@ -27,7 +27,7 @@ from core.ledger import Ledger, read_ledger, settle
 from core.plan import PlanInfo, read_plan_info, write_plan
 from core.readers import Input, open_input
 from core.record import SCHEMA_VERSION
-from jobs.cluster import Pools, ray_cluster
+from jobs.cluster import WRITING_CPUS, Pools, ray_cluster
 from jobs.job_metrics import start_monitor
 from jobs.job_state import JobFiles, admit, read_object, write_object
 from jobs.monitor import Tally
@@ -169,7 +169,7 @@ def _run_on_ray(job: Job, run: RunSettings, files: JobFiles, lease: Lease, plan:
         with ProgressDisplay(monitor, before, plan.items):
             try:
                 # no name for the dataset: whoever holds the error would hold this frame, and with it the actors
-                job.stages(rows, plan, pools, monitor).write_datasink(sink, ray_remote_args={"num_cpus": TASK_CPUS})
+                job.stages(rows, plan, pools, monitor).write_datasink(sink, ray_remote_args={"num_cpus": WRITING_CPUS})
             except Exception as error:
                 raise explained(error, monitor) from error
         tally: Tally = ray.get(monitor.progress.remote())[0]
