@@ -27,6 +27,8 @@ FAILURES: Final = "failures"
 READERS: Final = 16
 ROW_GROUP_ROWS: Final = 8
 """What a reader of single rows reads at least: training takes few neighbours at a time (``training.order``), and a shard has hundreds."""
+ROW_GROUP_BYTES: Final = 2 * 2**20
+"""Where rows are small a group has more of them, up to so many bytes: one request brings them all."""
 
 
 def part_name(run: int, task: int) -> str:
@@ -178,10 +180,15 @@ def settle(ledger: Ledger) -> int:
 
 
 def write_shard(uri: str, table: pa.Table) -> None:
-    """Put one shard atomically, in groups of ``ROW_GROUP_ROWS``. Pictures are compressed already; the other columns are small."""
+    """Put one shard atomically. Pictures are compressed already; the other columns are small.
+
+    A group has ``ROW_GROUP_ROWS`` rows, or as many small ones as make ``ROW_GROUP_BYTES``: who reads one row of a shard reads a group, and
+    who reads one column makes a request for every group.
+    """
+    rows = max(ROW_GROUP_ROWS, ROW_GROUP_BYTES * len(table) // max(1, table.nbytes))
     names = table.schema.names
     small = [name for name in names if not pa.types.is_struct(table.schema.field(name).type)]
     compression = {name: "zstd" if name in small else "none" for name in names}
     with storage.storage_for(uri).create(uri) as file:
         # a dictionary and least and largest values of pictures would hash and compare every byte of them
-        pq.write_table(table, file, ROW_GROUP_ROWS, compression=compression, use_dictionary=small, write_statistics=small)
+        pq.write_table(table, file, rows, compression=compression, use_dictionary=small, write_statistics=small)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from core import ledger as module
 from core import storage
 from core.errors import StorageError
 from core.ledger import IdSet, is_part, list_output, part_name, read_columns, read_ledger, settle, write_shard
+from core.readers import parquet_source
 from core.record import FAILURE_SCHEMA, RECORD_SCHEMA, empty_record, image_value
 from tests.pictures import put
 
@@ -117,3 +119,16 @@ def test_a_shard_that_is_none_stops_the_job(folder: str, broken: str) -> None:
         read_ledger(folder)
     assert uri in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "rows"), [(400_000, 8), (20_000, 100)])
+def test_groups_have_few_large_rows_or_many_small_ones(folder: str, size: int, rows: int) -> None:
+    noise = np.random.default_rng(0).bytes(size)
+    records = [empty_record(id=str(number), erased=image_value(noise)) for number in range(120)]
+    uri = f"{folder}/{part_name(1, 0)}"
+    write_shard(uri, pa.Table.from_pylist(records, schema=RECORD_SCHEMA))
+    metadata = pq.ParquetFile(parquet_source(uri)).metadata
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    assert sum(groups) == 120
+    assert abs(groups[0] - rows) <= 6
+    assert read_ledger(folder).out == 120
