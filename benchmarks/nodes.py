@@ -121,6 +121,7 @@ def main() -> None:
         output = Path(scratch, "out")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         beside: dict[str, Trainings | Requests] = {}
+        failed = False
         try:
             nodes = [add_node(cluster) for _ in range(2)]
             for name in options.beside:
@@ -134,7 +135,12 @@ def main() -> None:
             with Path(scratch, "log").open("wb") as log:
                 job = subprocess.Popen(call, stdout=log, stderr=log, start_new_session=True)
             changes, written = drill(cluster, nodes, job, output, options.seed)
-            others = {name: one.stop() for name, one in beside.items()}
+            others: dict[str, Any] = {}
+            for name, one in beside.items():
+                try:
+                    others[name] = one.stop()
+                except RuntimeError as error:  # what the rest did is told all the same
+                    others[name], failed = {"error": str(error)}, True
             if job.returncode:
                 raise RuntimeError(Path(scratch, "log").read_text(errors="replace")[-3000:])
         finally:
@@ -154,6 +160,8 @@ def main() -> None:
     if options.record:
         options.record.mkdir(parents=True, exist_ok=True)
         (options.record / "nodes.json").write_text(json.dumps(found, indent=1) + "\n")
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from core import storage
 from core.errors import CleanplateError, UsageError
@@ -71,7 +72,7 @@ class TrainRun:
     overwrite: bool = False
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Watcher:
     """Holds what the leading worker said last, and why the workers gave up; for whoever watches, Prometheus among them."""
 
@@ -152,7 +153,9 @@ def _fit(
     callback: UserCallback | None,
     watch: Callable[[dict[str, Any]], None] | None,
 ) -> None:
-    watcher = Watcher.remote(settings.objective)  # type: ignore[attr-defined]
+    # beside the command, which no node that goes takes along: on another one its end would be the training's
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    watcher = Watcher.options(scheduling_strategy=here).remote(settings.objective)  # type: ignore[attr-defined]
     given = {
         "settings": settings,
         "run": run,
