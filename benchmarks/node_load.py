@@ -105,7 +105,7 @@ class Requests:
         call += ["--min-replicas", "2", "--max-replicas", "2", "--json", "--address", address]
         self._log = folder / "serve.log"
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=log, env=os.environ, start_new_session=True)
+            self._process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
         self._thread = threading.Thread(target=self._run)
         line = self._process.stdout.readline() if self._process.stdout else b""
         if not line:

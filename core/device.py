@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
 from core.errors import UsageError
-
-_M_TRIM_THRESHOLD: Final = -1
-_M_TOP_PAD: Final = -2
-_M_MMAP_THRESHOLD: Final = -3
-"""As in glibc's malloc.h."""
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -46,16 +40,3 @@ def placed(network: Any, device: torch.device | str, dtype: torch.dtype, *, chan
     """The network on ``device`` in ``dtype``; convolutions with channels last, as tensor cores want them."""
     nn.Module.to(network, device, dtype)  # diffusers' own to() warns at every change of number format
     return network.to(memory_format=torch.channels_last) if channels_last else network
-
-
-def keep_freed_memory() -> None:
-    """The process keeps what a network on a CPU gives back, up to a gigabyte, instead of handing it to the system.
-
-    glibc otherwise returns large blocks at once, and the page faults of the next call make it about a tenth slower. With another C library
-    nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-        mallopt(_M_TRIM_THRESHOLD, 2**30)
-        mallopt(_M_TOP_PAD, 64 * 2**20)  # no heap of a thread, which is as large, is given back whole

@@ -148,9 +148,6 @@ def plan_pools(config: PoolSettings, score_pool: int | None = None) -> Pools:
         threads=config.threads or max(2, round(num_cpus)),
     )
     check_pools(pools, cpus, gpus)
-    left = cpus - num_cpus * (pools.min_actors + (1 if score_actors else 0))
-    if left < FREE_CPUS + WRITING_CPUS:
-        log.warning("the actors leave %g of %g CPUs, so that writing waits for reading: lower --num-cpus or --min-actors", left, cpus)
     return pools
 
 
@@ -175,4 +172,8 @@ def check_pools(pools: Pools, cpus: float, gpus: float) -> None:
             f"the actors need {need_cpus:g} CPUs ({pools.min_actors} x {pools.num_cpus:g} to erase"
             f"{', one more to score' if scoring else ''}) and {FREE_CPUS:g} must be left for the tasks that read and write; "
             f"the cluster has {cpus:g}: lower --min-actors or --num-cpus, or add nodes"
+        )
+    if need_cpus + FREE_CPUS + WRITING_CPUS > cpus:
+        log.warning(
+            "the actors leave %g of %g CPUs, so that writing waits for reading: lower --num-cpus or --min-actors", cpus - need_cpus, cpus
         )

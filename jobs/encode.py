@@ -192,7 +192,8 @@ class EncodeStage:
     """An actor of the pool: rows of the plan in, records of views with their latents out."""
 
     def __init__(self, settings: EncodeSettings, monitor: Any) -> None:
-        from core.device import keep_freed_memory, pick_device
+        from core.device import pick_device
+        from core.memory import keep_freed_memory
 
         cv2.setNumThreads(1)
         device = pick_device(settings.device)

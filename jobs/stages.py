@@ -214,7 +214,7 @@ def _quiet_libraries(device: str) -> None:
     if not device.startswith("cuda"):
         import torch
 
-        from core.device import keep_freed_memory
+        from core.memory import keep_freed_memory
 
         keep_freed_memory()
         torch.set_num_threads(1)

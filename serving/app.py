@@ -16,6 +16,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
 from core.errors import UsageError
+from core.memory import keep_freed_memory
 from core.scoring import discriminator_for
 from serving.access import read_keys
 from serving.graph import RemoteGraph
@@ -37,7 +38,8 @@ class Ingress:
     """Answers HTTP: decodes, crops, pastes and encodes in threads, and asks the models for the rest."""
 
     def __init__(self, settings: ServingSettings, eraser: DeploymentHandle, discriminator: DeploymentHandle | None) -> None:
-        one_thread(on_cpu=True)
+        one_thread(on_cpu=False)
+        keep_freed_memory()
         folder = settings.store or own_folder()
         if not settings.store and sum(node["Alive"] for node in ray.nodes()) > 1:
             log.warning("uploads lie on this machine alone, and the cluster has more; set store to an s3:// or shared folder")

@@ -101,7 +101,7 @@ def one_thread(on_cpu: bool) -> None:
     if on_cpu:
         import torch
 
-        from core.device import keep_freed_memory
+        from core.memory import keep_freed_memory
 
         keep_freed_memory()
         torch.set_num_threads(1)

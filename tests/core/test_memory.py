@@ -1,4 +1,4 @@
-"""Devices: what a process does with the memory that a network gives back."""
+"""Memory: what a process does with the memory that a network gives back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from core.device import keep_freed_memory
+from core.memory import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()
