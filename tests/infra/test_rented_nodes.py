@@ -96,7 +96,9 @@ def started(tmp_path: Path) -> Iterator[Started]:
         return [f"--{name}={port}" for name, port in zip(names, own, strict=True)]
 
     head = [f"--port={gcs}", "--head", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--num-cpus=1"]
-    worker = [f"--address=127.0.0.1:{gcs}", "--num-cpus=2"]
+    # a folder of its own, as on a machine of its own: in a shared one each node unpacks the working_dir over the other's, and takes the
+    # current directory away from the driver that runs in it
+    worker = [f"--address=127.0.0.1:{gcs}", "--num-cpus=2", f"--temp-dir={folder / 'w'}"]
     log = tmp_path / "ray.log"
     nodes: list[subprocess.Popen[bytes]] = []
 
