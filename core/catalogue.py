@@ -55,7 +55,7 @@ KNOWN: Final = (
     KnownModel(
         name="tiny",
         kind="remover",
-        summary="embedded, 17 million parameters, for demos and tests; with a discriminator",
+        summary="embedded, for demos and tests; with a discriminator",
         licence="Apache-2.0",
         commercial="yes",
         steps=1,
@@ -65,6 +65,13 @@ KNOWN: Final = (
         name="opencv",
         kind="algorithm",
         summary="Telea's inpainting, the classical baseline; no weights",
+        licence="Apache-2.0",
+        commercial="yes",
+    ),
+    KnownModel(
+        name="patchmatch",
+        kind="algorithm",
+        summary="texture copied from around the hole, the better classical baseline; no weights",
         licence="Apache-2.0",
         commercial="yes",
     ),
@@ -151,7 +158,7 @@ def licence_notice(model: str, *, objectclear: bool = False) -> str | None:
     known = find_known(model)
     if known is not None and known.commercial == "no":
         return f"{model} is for non-commercial use only ({known.licence.partition(',')[0]})"
-    if objectclear:
+    if objectclear and known is None:
         return f"{model} has ObjectClear's layout; ObjectClear and what is trained from it are for non-commercial use only"
     return None
 

@@ -68,7 +68,7 @@ def locate(model: str, parts: Collection[str] | None = None, *, precision: Preci
     if is_hub_id(model):
         return _from_hub(model, parts, precision, fetch)
     raise UsageError(
-        f"no model {model}: give {', '.join(['opencv', *EMBEDDED])}, a folder in diffusers layout, s3://bucket/folder, "
+        f"no model {model}: give {', '.join(['opencv', 'patchmatch', *EMBEDDED])}, a folder in diffusers layout, s3://bucket/folder, "
         "or a hub id owner/name"
     )
 

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import cv2
 import numpy as np
 
+from core.exemplar import complete
 from core.masks import dilate, soft_mask
 
 AVERAGING_STEPS: Final = 4
+Texture = Literal["network", "photo"]
+"""``network``: the fill is what the network draws. ``photo``: it is copied from around the hole (``core.exemplar``) before the network sees
+the crop, and of the network's picture only light and colour are taken (``relit``)."""
+
+RELIGHT_BLUR: Final = 1 / 64
+"""Sigma, as a share of the crop's side, below which the network has no say where texture is the photo's."""
+RELIGHT_RANGE: Final = 4.0
+"""How much brighter or darker it may make a place, as a factor."""
 EDGE_FADE: Final = 1 / 16
 """Share of the crop's side over which a fill's own soft mask fades out at an edge inside the photo."""
 
@@ -36,6 +45,8 @@ class CropRule:
     """Smallest side of a crop in photo pixels where ``size`` is None; else the smallest side is ``size``, so that nothing is enlarged."""
     match_tone: bool = False
     """Whether the fill is shifted smoothly so that it meets the photo's colours in the seam."""
+    texture: Texture = "network"
+    """Where the texture of a fill comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,7 @@ class Crop:
         x, y: where the crop's corner lies in the photo; negative where it is padded.
         side: side of the crop in photo pixels.
         match_tone: as in the rule.
+        plate: (side, side, 3) uint8 at the photo's scale, where the rule takes texture from the photo: the photo with its hole filled.
     """
 
     pixels: np.ndarray
@@ -58,6 +70,7 @@ class Crop:
     y: int
     side: int
     match_tone: bool = False
+    plate: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +119,16 @@ def make_crop(pixels: np.ndarray, mask: np.ndarray, rule: CropRule) -> Crop:
     # mirrored like the photo, or the object's mirror image beyond the edge would be taken for background
     region = dilate(take(mask, x, y, side), round(rule.dilate_px * scale))
     soft = soft_mask(region, round(rule.feather_px * scale))
+    plate = None
+    if rule.texture == "photo":
+        view = plate = complete(np.ascontiguousarray(view), soft > 0)
     if rule.size and rule.size != side:
         view = cv2.resize(view, (rule.size, rule.size), interpolation=cv2.INTER_AREA if side > rule.size else cv2.INTER_CUBIC)
         # a cell of the small mask is set as soon as any of its pixels is: no rim of the object may stay visible to the network
         # (in floating point, since the share of a cell that one pixel takes may round to nothing in 8 bits)
         share = cv2.resize(region.astype(np.float32), (rule.size, rule.size), interpolation=cv2.INTER_AREA)
         region = ((share > 0) * np.uint8(255)).astype(np.uint8)
-    return Crop(np.ascontiguousarray(view), np.ascontiguousarray(region), soft, x, y, side, rule.match_tone)
+    return Crop(np.ascontiguousarray(view), np.ascontiguousarray(region), soft, x, y, side, rule.match_tone, plate)
 
 
 def paste(pixels: np.ndarray, crop: Crop, filled: np.ndarray | Fill) -> np.ndarray:
@@ -120,7 +136,9 @@ def paste(pixels: np.ndarray, crop: Crop, filled: np.ndarray | Fill) -> np.ndarr
     height, width = pixels.shape[:2]
     fill = filled if isinstance(filled, Fill) else Fill(filled)
     soft_side, new = paste_mask(crop, fill, width, height), fill.pixels
-    if new.shape[0] != crop.side:
+    if crop.plate is not None:
+        new = relit(crop.plate, crop.pixels, new)
+    elif new.shape[0] != crop.side:
         new = cv2.resize(new, (crop.side, crop.side), interpolation=cv2.INTER_CUBIC)
     if crop.match_tone:
         new = match_tone(take(pixels, crop.x, crop.y, crop.side), new, soft_side)
@@ -151,6 +169,26 @@ def paste_mask(crop: Crop, fill: Fill, width: int, height: int) -> np.ndarray:
     columns = (ramp if crop.x > 0 else whole) * (ramp[::-1] if crop.x + crop.side < width else whole)
     rows = (ramp if crop.y > 0 else whole) * (ramp[::-1] if crop.y + crop.side < height else whole)
     return np.maximum(crop.soft, np.clip(soft, 0, 1) * rows[:, None] * columns)
+
+
+def relit(plate: np.ndarray, seen: np.ndarray, filled: np.ndarray) -> np.ndarray:
+    """The plate in the light of the network's picture, (side, side, 3) uint8.
+
+    Args:
+        plate: (side, side, 3) uint8 at the photo's scale.
+        seen: (S, S, 3) uint8, the plate as the network was shown it.
+        filled: (S, S, 3) uint8, what it made of it.
+
+    Light falls on a surface as a factor, so a shadow goes, and the contrast under it comes back, by the quotient of both pictures. It is
+    taken of blurred ones: whatever is finer stays the plate's.
+    """
+    size, side = seen.shape[0], plate.shape[0]
+    sigma = max(0.5, size * RELIGHT_BLUR)
+    ours, theirs = (cv2.GaussianBlur(picture.astype(np.float32) + 1.0, (0, 0), sigma) for picture in (filled, seen))
+    factor = np.clip(ours / theirs, 1 / RELIGHT_RANGE, RELIGHT_RANGE)
+    if size != side:
+        factor = cv2.resize(factor, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.clip(np.rint((plate + 1.0) * factor - 1.0), 0, 255).astype(np.uint8)
 
 
 def match_tone(around: np.ndarray, filled: np.ndarray, soft: np.ndarray) -> np.ndarray:

@@ -44,6 +44,7 @@ def crop_rule(card: ModelCard) -> CropRule:
         dilate_px=card.mask_dilate_px,
         feather_px=max(4, card.size // 64),
         match_tone=card.match_tone,
+        texture=card.texture,
     )
 
 

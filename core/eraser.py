@@ -14,6 +14,7 @@ import numpy as np
 
 from core.crops import Crop, CropRule, Fill, make_crop, paste
 from core.errors import UsageError
+from core.exemplar import complete
 
 FusionKind = Literal["attention", "mask", "none"]
 CompileMode = Literal["off", "blocks", "full", "graphs"]
@@ -115,6 +116,26 @@ class OpenCVEraser(Eraser):
         return [cv2.inpaint(crop.pixels, ((crop.soft > 0) * np.uint8(255)), self.radius_px, cv2.INPAINT_TELEA) for crop in crops]
 
 
+class PatchMatchEraser(Eraser):
+    """Texture copied from around the hole, patch by patch (``core.exemplar``), at the photo's resolution: the better classical one."""
+
+    thread_safe = True
+
+    def __init__(self, settings: EraserSettings) -> None:
+        self.name = "patchmatch"
+        self.fingerprint = f"patchmatch-1-{cv2.__version__}"
+        self.rule = CropRule(
+            size=None,
+            context=settings.context or 3.0,
+            dilate_px=3 if settings.dilate_px is None else settings.dilate_px,
+            feather_px=2,
+            least_side=256,
+        )
+
+    def fill(self, crops: Sequence[Crop], seeds: Sequence[int]) -> list[np.ndarray]:  # noqa: ARG002 - its noise never changes
+        return [complete(crop.pixels, crop.soft > 0) for crop in crops]
+
+
 class NullEraser(Eraser):
     """Gives every photo back unchanged: it measures the system around a model."""
 
@@ -129,11 +150,11 @@ class NullEraser(Eraser):
         return [crop.pixels for crop in crops]
 
 
-_BUILT_IN: Final[dict[str, type[Eraser]]] = {"opencv": OpenCVEraser, "null": NullEraser}
+_BUILT_IN: Final[dict[str, type[Eraser]]] = {"opencv": OpenCVEraser, "patchmatch": PatchMatchEraser, "null": NullEraser}
 
 
 def load_eraser(model: str, settings: EraserSettings) -> Eraser:
-    """The eraser that ``--model`` names: ``opencv``, ``null``, ``tiny``, a diffusers folder, a hub id, or ``package.module:Class``.
+    """The eraser that ``--model`` names: ``opencv``, ``patchmatch``, ``null``, ``tiny``, a folder, a hub id, or ``package.module:Class``.
 
     The last is a class of one's own; it gets the settings as its only argument and must be an ``Eraser``.
 

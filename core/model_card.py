@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, get_args
 
 from core.checkpoints import read_json
 from core.conditioning import ConditioningKind, LatentMaskRule
+from core.crops import Texture
 from core.eraser import EraserSettings, FusionKind
 from core.errors import UsageError
 from core.object_token import PROMPT
@@ -53,6 +54,11 @@ class ModelCard:
     """Side of the crop over the longer side of the mask's box."""
     match_tone: bool = False
     """Whether the fill's tone is matched to the photo in the seam."""
+    texture: Texture = "network"
+    """Where the fill's texture comes from: the network, or the photo around the hole (``core.exemplar``), filled before the network looks:
+    then the network decides light and colour alone."""
+    attention_layer: int = 0
+    """Which of the cross-attention layers, in the network's order, steers the fusion; ObjectClear's is the first. Below 0: from the end."""
 
 
 OBJECTCLEAR: Final = ModelCard(
@@ -79,6 +85,7 @@ _CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "latent_mask": get_args(LatentMaskRule),
     "object_token": get_args(ObjectTokenKind),
     "fusion": get_args(FusionKind),
+    "texture": get_args(Texture),
     "timestep_spacing": (None, "leading", "trailing", "linspace"),
 }
 

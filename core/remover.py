@@ -90,7 +90,12 @@ class Remover:
         self.unet, self.vae, self.scheduler, self.prompt, self.card = unet, vae, scheduler, prompt, card
         self._guidance = Guidance(card.guidance_scale, null_prompt) if card.guidance_scale > 1.0 and null_prompt is not None else None
         self._object_token = object_token if card.object_token != "none" else None
-        self._capture = AttentionCapture(unet, cross_attention_layers(unet)[:1], TOKEN_INDEX) if card.fusion == "attention" else None
+        self._capture = None
+        if card.fusion == "attention":
+            layers = cross_attention_layers(unet)
+            if not -len(layers) <= card.attention_layer < len(layers):
+                raise UsageError(f"attention_layer is {card.attention_layer}; the network has {len(layers)} cross-attention layers")
+            self._capture = AttentionCapture(unet, [layers[card.attention_layer]], TOKEN_INDEX)
 
     @torch.inference_mode()
     def erase(self, source_BHW3: torch.Tensor, mask_BHW: torch.Tensor, seeds: Sequence[int]) -> Erased:

@@ -116,7 +116,7 @@ def check_gpu() -> Iterator[Finding]:
             "GPU", "problem", found, "install a CUDA build of torch (pip install torch --index-url https://download.pytorch.org/whl/cu128)"
         )
     else:
-        yield Finding("GPU", "ok", "none; the models tiny and opencv need none, others do")
+        yield Finding("GPU", "ok", "none; the models tiny, opencv and patchmatch need none, others do")
 
 
 def check_space(shared: Path = Path("/dev/shm"), total_memory: int | None = None) -> Iterator[Finding]:

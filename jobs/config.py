@@ -65,7 +65,7 @@ class CleanConfig(JobConfig):
 
     Attributes:
         input: dataset, folder (source/ and mask/) or manifest (csv, jsonl, parquet); local or s3://
-        model: tiny, opencv, null, a diffusers folder, a hub id, or package.module:Class
+        model: tiny, opencv, patchmatch, null, a diffusers folder, a hub id, or package.module:Class
         discriminator: model whose discriminator scores; auto is the model's own (tiny's for erasers without one); none for no scores
         lcm_lora: LCM LoRA to merge into the model (a file, folder, s3:// folder or hub id), for 4 steps
         steps: network calls per image; the default is the model's

@@ -102,8 +102,8 @@ class RemoteGraph:
         return self._infos[name]
 
     async def fill(self, info: ModelInfo, job: FillJob) -> list[Fill]:
-        if not info.reads_soft:  # four bytes a pixel of the photo that no network looks at
-            job = replace(job, crop=replace(job.crop, soft=NO_SOFT))
+        # what only the way back needs stays here: three or four bytes a pixel of the photo that no network looks at
+        job = replace(job, crop=replace(job.crop, plate=None, soft=job.crop.soft if info.reads_soft else NO_SOFT))
         return await _called("eraser", lambda: self._for_model(info.name).fill.remote(job))
 
     async def scorer_size(self) -> int | None:

@@ -4,6 +4,9 @@ ObjectClear's parts at a hundredth of the size, and of the same classes: a UNet 
 (``training.tiny_vae`` makes it), a CLIP image encoder and the fuse module of the object token, all but the autoencoder fresh. From here on
 ``cleanplate train remover`` does the work, as for any other model.
 
+A network as small as this cannot learn to draw. So its card takes texture from the photo (``core.exemplar``), and what is left for it to
+learn is light: where the object's shadow is, and what is under it. ``training.exemplar_triplets`` makes data for that.
+
 The schedule ends in pure noise (Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", sections 3.1 to 3.3: zero
 terminal SNR, v prediction, trailing steps), for sampling starts there.
 
@@ -41,15 +44,15 @@ POOLED: Final = 64
 TIME_WIDTH: Final = 32
 
 UNET_CONFIG: Final[dict[str, Any]] = {
-    "sample_size": 64,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "sample_size": 32,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [128, 160, 192, 192],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [96, 160, 224],
     "layers_per_block": 1,
     "transformer_layers_per_block": 1,
     # the number of heads, whatever diffusers calls it: 32 channels each
-    "attention_head_dim": [4, 5, 6, 6],
+    "attention_head_dim": [3, 5, 7],
     "cross_attention_dim": WIDTH,
     "use_linear_projection": True,
     "norm_num_groups": 32,
@@ -82,12 +85,15 @@ SCHEDULER_CONFIG: Final[dict[str, Any]] = {
 CARD: Final = ModelCard(
     conditioning="full",
     latent_mask="max",
-    size=512,
-    steps=20,
+    size=256,
+    steps=4,
     object_token="box",
     fusion="attention",
+    # the last one of the way up (behind it is only the middle's): eight pixels a cell, and it has seen the whole picture
+    attention_layer=-2,
     mask_dilate_px=4,
     context=3.0,
+    texture="photo",
 )
 """Its prompt is the empty one, and so is the negative prompt: the null branch is the prompt without an object at token 5."""
 

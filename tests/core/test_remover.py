@@ -223,3 +223,13 @@ def test_erased_is_what_it_says() -> None:
     assert isinstance(result, Erased)
     assert result.pixels_BHW3.dtype == torch.uint8
     assert result.pixels_BHW3.is_contiguous()
+
+
+def test_the_card_says_which_layer_steers_the_fusion() -> None:
+    first, last = remover(CLEAR), remover(replace(CLEAR, attention_layer=-1))
+    softs = [made.erase(*random_batch(1), [5]).soft_BHW for made in (first, last)]
+    assert softs[0] is not None
+    assert softs[1] is not None
+    assert not torch.equal(softs[0], softs[1])
+    with pytest.raises(UsageError, match=r"attention_layer is 99; the network has \d+ cross-attention layers"):
+        remover(replace(CLEAR, attention_layer=99))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLInpaintPipeline, UNet2DConditionModel
 
-from core.attention import FUSION_LAYER, cross_attention_layers
+from core.attention import cross_attention_layers
 from core.components import load_scheduler
 from core.diffusion import DiffusionEraser
 from core.eraser import EraserSettings
@@ -22,6 +23,7 @@ from tests.random_models import random_batch, random_vae
 from training import tiny_base
 from training.objective import Batch
 from training.remover import RemoverObjective, RemoverSettings, load_parts
+from training.settings import load_recipe
 from training.tiny_base import CARD, contrastive_loss, new_parts, train_encoder, write_base
 from training.tiny_vae import new_vae
 
@@ -58,7 +60,8 @@ def test_the_folder_is_a_whole_model_of_objectclears_kind(base: Path) -> None:
 
 def test_it_erases_with_attention_fusion(base: Path) -> None:
     eraser = DiffusionEraser(str(base), EraserSettings(steps=2))
-    eraser.rule = eraser.rule.__class__(size=128, context=3.0, dilate_px=2, feather_px=4)
+    eraser.rule = replace(eraser.rule, size=128, dilate_px=2)
+    assert eraser.rule.texture == "photo"
     assert eraser.card.fusion == "attention"
     pictures_BHW3, masks_BHW = random_batch(1, 160)
     erased_HW3 = eraser.erase(pictures_BHW3[0].numpy(), masks_BHW[0].numpy(), seed=1)
@@ -67,9 +70,11 @@ def test_it_erases_with_attention_fusion(base: Path) -> None:
     np.testing.assert_array_equal(erased_HW3, eraser.erase(pictures_BHW3[0].numpy(), masks_BHW[0].numpy(), seed=1))
 
 
-def test_the_map_that_steers_the_fusion_is_of_objectclears_layer() -> None:
-    unet = new_parts(random_vae()).unet
-    assert cross_attention_layers(unet)[0] == FUSION_LAYER  # one down-sampling behind the autoencoder's eighth: 16 pixels a cell
+def test_the_map_that_steers_the_fusion_is_the_one_that_training_is_about() -> None:
+    layers = cross_attention_layers(new_parts(random_vae()).unet)
+    (trained,) = load_recipe("tiny-remover", "remover").remover.attention_layers
+    assert layers[CARD.attention_layer] == trained
+    assert trained.startswith("up_blocks.2."), "the finest of the way up: one cell is one of the autoencoder's"
 
 
 def test_plain_diffusers_loads_it(base: Path) -> None:
@@ -105,7 +110,7 @@ def test_what_was_trained_is_a_model_of_the_same_kind(base: Path, tmp_path: Path
     objective.save(tmp_path / "out")
     assert find_model(str(tmp_path / "out")).kind == "objectclear"
     card = read_card(tmp_path / "out")
-    assert (card.conditioning, card.object_token, card.fusion, card.size, card.null_branch) == ("full", "box", "attention", 512, True)
+    assert (card.conditioning, card.object_token, card.fusion, card.size, card.null_branch) == ("full", "box", "attention", 256, True)
     load_parts(str(tmp_path / "out"), SETTINGS)
 
 

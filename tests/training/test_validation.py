@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -301,3 +302,17 @@ def test_a_contact_sheet_is_a_grid_on_white() -> None:
     assert np.array_equal(shown.any(axis=2), mask > 0)
     assert tuple(shown[2, 2]) == (228, 40, 48)
     assert tuple(shown[4, 4]) == (114, 20, 24)
+
+
+def test_with_the_photos_texture_pictures_are_relit_and_not_redrawn() -> None:
+    """The fill is pasted as at inference: of the network's picture light and colour alone."""
+    objective, batch = remover(), items(2, first=7)
+    objective.parts = replace(objective.parts, card=replace(objective.parts.card, texture="photo"))
+    sources = batch.source_BHW3.numpy()
+    results = results_of(pictures(objective, batch).pixels, 2, 2)
+    drawn = results_of(pictures(remover(), batch).pixels, 2, 2)
+    for source, ours, theirs, mask in zip(sources, results, drawn, batch.mask_BHW.numpy(), strict=True):
+        inside = cv2.erode(mask, np.ones((5, 5), np.uint8)) > 0
+        details = [picture.astype(np.float32) - cv2.GaussianBlur(picture.astype(np.float32), (0, 0), 2) for picture in (source, ours, theirs)]
+        alike = [float(np.corrcoef(details[0][inside].ravel(), detail[inside].ravel())[0, 1]) for detail in details[1:]]
+        assert alike[0] > 0.8 > alike[1], alike

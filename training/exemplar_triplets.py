@@ -1,0 +1,150 @@
+"""Triplets for a model that takes its texture from the photo: ``python -m training.exemplar_triplets --help``.
+
+Such a model (``texture`` of its card) is shown the photo with the hole filled from around it (``core.exemplar``), and has to say what else
+must change: the shadow beside the hole, and the shadow that was copied into it. Its training picture is therefore the filled source, and
+its target is the clean plate filled from the very same places: both differ by the effects of the object and by nothing else, so that there
+is one right answer, and a small network need not average over many.
+
+Each triplet gives as many views as are asked for, cropped by the rule of inference at contexts drawn from a range. The output is a folder
+with source/, mask/, target/ and effect_mask/, which ``cleanplate train`` and ``cleanplate encode`` read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+import torch
+
+from core.crops import CropRule, make_crop, take, view_of
+from core.diffusion import crop_rule
+from core.errors import CleanplateError, UsageError
+from core.exemplar import complete_alike
+from core.fetch import Fetcher
+from core.images import Pixels, decode_photo, encode_image
+from core.masks import decode_mask, encode_mask
+from core.readers import open_input
+from core.record import item_seed
+from training.tiny_base import CARD
+
+logger = logging.getLogger(__name__)
+
+CONTEXTS: Final = (1.8, 5.0)
+"""Least and largest context of a view; inference has the card's, or the caller's."""
+ROLES: Final = ("source", "mask", "target", "effect_mask")
+
+
+@dataclass(frozen=True, slots=True)
+class Triplet:
+    """One scene, all (H, W[, 3]) uint8: with the object, where it is, without it, and where it has any effect."""
+
+    source: Pixels
+    mask: Pixels
+    target: Pixels
+    effect_mask: Pixels
+
+
+def exemplar_view(triplet: Triplet, rule: CropRule) -> Triplet:
+    """The triplet as the network is to see it, (S, S[, 3]): the hole of source and target filled from the same places of each.
+
+    Args:
+        rule: of the model; whether it takes its texture from the photo does not matter here.
+    """
+    crop = make_crop(triplet.source, triplet.mask, replace(rule, texture="network"))
+    views = [np.ascontiguousarray(take(pixels, crop.x, crop.y, crop.side)) for pixels in (triplet.source, triplet.target)]
+    size = crop.pixels.shape[0]
+    source, target = (_resized(filled, size) for filled in complete_alike(views[0], views[1:], crop.soft > 0))
+    effect = (view_of(triplet.effect_mask, crop, size) > 127) * np.uint8(255)
+    return Triplet(source, crop.mask, target, np.maximum(effect, crop.mask))
+
+
+def _resized(pixels: Pixels, size: int) -> Pixels:
+    if pixels.shape[0] == size:
+        return pixels
+    way = cv2.INTER_AREA if pixels.shape[0] > size else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(pixels, (size, size), interpolation=way), dtype=np.uint8)
+
+
+def write_views(data: str, output: Path, size: int, views: int, seed: int, limit: int | None, share: tuple[int, int]) -> int:
+    """Writes the views of every ``share[1]``-th item from the ``share[0]``-th on, and returns how many; what is there already is left.
+
+    Raises:
+        UsageError: the data cannot be read, or an item has no target or effect mask.
+    """
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    given = open_input(data)
+    fetcher, done = Fetcher(given.base), 0
+    for row in islice(given.rows(), share[0], limit, share[1]):
+        item = fetcher.fetch({name: getattr(row, name) for name in row.__slots__})
+        if item.target is None or item.effect_mask is None:
+            raise UsageError(f"{row.id} of {data} has no target or no effect mask; take triplets of cleanplate compose")
+        photo = decode_photo(item.source)
+        sides = (photo.width, photo.height)
+        triplet = Triplet(
+            photo.pixels,
+            decode_mask(item.mask, sides).pixels,
+            decode_photo(item.target["bytes"]).pixels,
+            decode_mask(item.effect_mask["bytes"], sides).pixels,
+        )
+        for view in range(views):
+            name = f"{row.id}-{view}.png"
+            if not (output / ROLES[-1] / name).is_file():
+                rng = np.random.default_rng(item_seed(row.id, seed, view))
+                context = float(np.exp(rng.uniform(*np.log(CONTEXTS))))
+                rule = replace(crop_rule(replace(CARD, size=size)), context=context)
+                _write(exemplar_view(triplet, rule), output, name)
+            done += 1
+    return done
+
+
+def _write(triplet: Triplet, output: Path, name: str) -> None:
+    for role in ROLES:
+        pixels = getattr(triplet, role)
+        data = encode_image(pixels) if pixels.ndim == 3 else encode_mask(pixels)
+        partial_file = output / role / f".{name}"
+        partial_file.write_bytes(data)
+        partial_file.replace(output / role / name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(prog="python -m training.exemplar_triplets", description=(__doc__ or "").split("\n\n", 1)[0])
+    parser.add_argument("--data", required=True, help="triplets with targets and effect masks (cleanplate compose)")
+    parser.add_argument("--output", type=Path, required=True, help="gets source/, mask/, target/ and effect_mask/")
+    parser.add_argument("--size", type=int, default=CARD.size, help="side of the views in pixels")
+    parser.add_argument("--views", type=int, default=1, help="views of each triplet")
+    parser.add_argument("--limit", type=int, help="only the first so many triplets")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    try:
+        if min(options.size, options.views, options.processes) < 1:
+            raise UsageError("--size, --views and --processes must be at least 1")
+        for role in ROLES:
+            (options.output / role).mkdir(parents=True, exist_ok=True)
+        write = partial(write_views, options.data, options.output, options.size, options.views, options.seed, options.limit)
+        # not forked: a copy of a process with running threads of torch would wait for them for ever
+        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+            written = sum(pool.map(write, [(part, options.processes) for part in range(options.processes)]))
+        logger.info("%d views in %s", written, options.output)
+    except CleanplateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
