@@ -112,8 +112,12 @@ class Remover:
             self.vae, source_B3HW, mask_B1HW, kind=self.card.conditioning, mask_rule=self.card.latent_mask
         )
         sampled = self._sample(source_B3HW, mask_B1HW, conditioning, seeds)
+        pictures_B3HW = decode_latents(self.vae, sampled.latents_BLhw)
+        if self.card.texture == "photo":
+            # what the autoencoder loses of the source, it loses of the result: only what differs is the network's
+            pictures_B3HW = source_B3HW + (pictures_B3HW - decode_latents(self.vae, conditioning.source_latents_BLhw)).float()
         return Erased(
-            pixel_batch(decode_latents(self.vae, sampled.latents_BLhw)),
+            pixel_batch(pictures_B3HW),
             self._soft_mask(mask_BHW),
             sampled.latents_BLhw,
             sampled.calls,

@@ -12,7 +12,7 @@ from core.conditioning import build_conditioning, encode_latents, image_batch, m
 from core.errors import UsageError
 from core.model_card import OBJECTCLEAR, ModelCard
 from core.remover import Erased, Remover
-from core.sampler import item_generators, normal_noise
+from core.sampler import Sampled, item_generators, normal_noise
 from tests.core.test_reference import pipeline
 from tests.random_models import random_batch, random_object_token, random_prompt, random_unet, random_vae, scheduler
 
@@ -233,3 +233,13 @@ def test_the_card_says_which_layer_steers_the_fusion() -> None:
     assert not torch.equal(softs[0], softs[1])
     with pytest.raises(UsageError, match=r"attention_layer is 99; the network has \d+ cross-attention layers"):
         remover(replace(CLEAR, attention_layer=99))
+
+
+def test_with_the_photos_texture_the_autoencoders_losses_are_made_good() -> None:
+    """The result is the source, and what the network changes of it: a network that leaves the latents alone leaves every byte alone."""
+    made = remover(replace(CLEAR, texture="photo", fusion="mask"))
+    pictures, masks = random_batch(2)
+    changed = made.erase(pictures, masks, [1, 2]).pixels_BHW3
+    made._sample = lambda source, mask, conditioning, seeds: Sampled(conditioning.source_latents_BLhw, 3)  # type: ignore[method-assign]
+    assert torch.equal(made.erase(pictures, masks, [1, 2]).pixels_BHW3, pictures)
+    assert not torch.equal(changed, pictures)
