@@ -48,11 +48,11 @@ UNET_CONFIG: Final[dict[str, Any]] = {
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "block_out_channels": [96, 160, 224],
+    "block_out_channels": [64, 128, 192],
     "layers_per_block": 1,
     "transformer_layers_per_block": 1,
     # the number of heads, whatever diffusers calls it: 32 channels each
-    "attention_head_dim": [3, 5, 7],
+    "attention_head_dim": [2, 4, 6],
     "cross_attention_dim": WIDTH,
     "use_linear_projection": True,
     "norm_num_groups": 32,
