@@ -1,7 +1,8 @@
 """The autoencoder of the embedded model, trained from nothing on a processor: ``python -m training.tiny_vae --help``.
 
-It is SDXL's class (``AutoencoderKL``) and factor (sides divided by eight), without attention so that any size is cheap, and with sixteen
-latent channels instead of four: a network this small cannot draw texture from a forty-eighth of the numbers.
+It is SDXL's class (``AutoencoderKL``) with its four latent channels, without attention so that any size is cheap, and with sides divided by
+four instead of eight: with a twelfth of a picture's numbers, one that is trained for minutes learns colour and form (25.4 dB after 17 minutes
+on two cores). At an eighth with sixteen channels it was still grey after twelve (21 dB).
 
 Two phases. First encoder and decoder learn together; then latents get mean 0 and variance 1, the encoder is frozen, and the decoder learns
 on alone, against a patch discriminator. A remover can be trained on the latents as soon as the first phase is over: they stay as they are.
@@ -37,14 +38,14 @@ logger = logging.getLogger(__name__)
 VAE_CONFIG: Final[dict[str, Any]] = {
     "in_channels": 3,
     "out_channels": 3,
-    "latent_channels": 16,
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [24, 48, 96, 160],
+    "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "block_out_channels": [32, 64, 128],
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "mid_block_add_attention": False,
-    "sample_size": 512,
+    "sample_size": 256,
     "scaling_factor": 1.0,
     "force_upcast": False,
 }

@@ -1,0 +1,88 @@
+"""Puts together what is shipped as ``tiny``: ``python -m training.tiny_release --help``.
+
+The remover's folder with the discriminator in it, every network in half precision, and the card with the licence. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from core.checkpoints import read_json
+from core.discriminator_config import FOLDER
+from core.errors import CleanplateError, UsageError
+from core.model_card import FILE_NAME
+from core.model_files import INDEX_FILE
+from training.objective import published
+
+logger = logging.getLogger(__name__)
+
+FACTS: Final[dict[str, Any]] = {"licence": "Apache-2.0", "trained_by": "cleanplate train, recipes tiny-remover and tiny-discriminator"}
+_LEFT_OUT: Final = ("training", "lora", "README.md")
+
+
+def release(remover: Path, discriminator: Path, output: Path) -> Path:
+    """Writes the folder; parts of an earlier one there are replaced, its README stays.
+
+    Raises:
+        UsageError: one of the folders is not what a training leaves.
+    """
+    for folder, file in ((remover, INDEX_FILE), (remover, FILE_NAME), (discriminator, "config.json")):
+        if not (folder / file).is_file():
+            raise UsageError(f"{folder} has no {file}; give the output of cleanplate train")
+    with published(output) as fresh:
+        for source, target in ((remover, fresh), (discriminator, fresh / FOLDER)):
+            for path in sorted(path for path in source.rglob("*") if path.is_file()):
+                place = path.relative_to(source)
+                if place.parts[0] not in _LEFT_OUT:
+                    (target / place).parent.mkdir(parents=True, exist_ok=True)
+                    _copied(path, target / place)
+        (fresh / FILE_NAME).write_text(json.dumps({**read_json(remover / FILE_NAME), **FACTS}, indent=2) + "\n")
+        config = read_json(discriminator / "config.json")
+        # its trunk is the remover beside it, wherever both were trained
+        config.pop("base", None)
+        (fresh / FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return output
+
+
+def _copied(path: Path, target: Path) -> None:
+    if path.suffix != ".safetensors":
+        shutil.copyfile(path, target)
+        return
+    with safe_open(path, framework="pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - it is no dictionary
+        metadata = stored.metadata()
+    halved = {name: tensor.half() if tensor.dtype == torch.float32 else tensor for name, tensor in tensors.items()}
+    save_file({name: tensor.contiguous() for name, tensor in halved.items()}, target, metadata=metadata)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(prog="python -m training.tiny_release", description=(__doc__ or "").split("\n\n", 1)[0])
+    parser.add_argument("--remover", type=Path, required=True, help="output of cleanplate train remover")
+    parser.add_argument("--discriminator", type=Path, required=True, help="output of cleanplate train discriminator, on that remover")
+    parser.add_argument("--output", type=Path, required=True, help="gets the model")
+    options = parser.parse_args(argv)
+    try:
+        folder = release(options.remover, options.discriminator, options.output)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        logger.info("%s: %.1f MB", folder, size / 1e6)
+    except CleanplateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
