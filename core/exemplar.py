@@ -118,14 +118,20 @@ def _result(scale: _Scale, pixels_HW3: np.ndarray, hole_HW: np.ndarray) -> np.nd
 
 
 def _padded(picture_HW3: np.ndarray) -> np.ndarray:
-    return np.asarray(cv2.copyMakeBorder(picture_HW3, *[RADIUS] * 4, cv2.BORDER_REFLECT_101))
+    return _bordered(picture_HW3, cv2.BORDER_REFLECT_101)
+
+
+def _bordered(values: np.ndarray, border: int) -> np.ndarray:
+    """``RADIUS`` more on each side."""
+    return np.asarray(cv2.copyMakeBorder(values, RADIUS, RADIUS, RADIUS, RADIUS, border))
 
 
 def _pyramid(pixels_HW3: np.ndarray, hole_HW: np.ndarray) -> list[_Scale] | None:
     """Scales from coarse to fine, each of half the sides of the next; None where even the finest has no patch to copy."""
     found: list[_Scale] = []
     # what is unknown must not bleed into the coarser scales
-    picture, weight = pixels_HW3.astype(np.float32), (~hole_HW).astype(np.float32)
+    picture: np.ndarray = pixels_HW3.astype(np.float32)
+    weight: np.ndarray = (~hole_HW).astype(np.float32)
     while True:
         scale = _scale(picture, weight < 0.5)
         if scale is None:
@@ -154,7 +160,7 @@ def _scale(picture_HW3: np.ndarray, hole_HW: np.ndarray) -> _Scale | None:
     if np.count_nonzero(allowed) < 4 * PATCH * PATCH:
         return None
     hole, allowed, wanted = (
-        cv2.copyMakeBorder(values, *[RADIUS] * 4, border)
+        _bordered(values, border)
         for values, border in (
             (hole_HW.astype(np.uint8), cv2.BORDER_REFLECT_101),
             (allowed.astype(np.uint8), cv2.BORDER_CONSTANT),
@@ -219,9 +225,7 @@ def _features(picture_HW3: np.ndarray, basis: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(maps.permute(1, 2, 0).reshape(-1, len(basis)).numpy())
 
 
-def _search(
-    scale: _Scale, features: np.ndarray, matches_N: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _search(scale: _Scale, features: np.ndarray, matches_N: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Better matches, and their squared distances (N,)."""
     height, width = scale.picture_HW3.shape[:2]
     own_NF = features[scale.wanted_N]

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from core import storage
 from core.catalogue import SDXL_INPAINTING, warn_of_licence
-from core.checkpoints import EMBEDDED, PICKLES, TEXT_PARTS, Precision, fingerprint, is_hub_id, locate, read_json
+from core.checkpoints import PICKLES, TEXT_PARTS, Precision, fingerprint, is_hub_id, locate, read_json
 from core.errors import UsageError
 from core.weights import read_header, weight_files, weights_stem
 
@@ -83,8 +83,14 @@ def find_model(model: str, *, precision: Precision = "full", fetch: bool = True)
         raise UsageError(f"{model} is {other}")
     files = _Parts(model, root, precision, fetch).files()
     if fetch:  # who only asks what is here has not picked it
-        warn_of_licence(model, objectclear=files.kind == "objectclear" and model not in EMBEDDED)
+        # a card that states a licence speaks for itself
+        warn_of_licence(model, objectclear=files.kind == "objectclear" and not _licence(root))
     return files
+
+
+def _licence(root: Path) -> str:
+    """What the folder's own card says of its licence; empty where it says nothing."""
+    return str(read_json(root / CARD_FILE).get("licence", "")) if (root / CARD_FILE).is_file() else ""
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """The autoencoder of the embedded model, trained from nothing on a processor: ``python -m training.tiny_vae --help``.
 
 It is SDXL's class (``AutoencoderKL``) with its four latent channels, without attention so that any size is cheap, and with sides divided by
-four instead of eight: with a twelfth of a picture's numbers, one that is trained for minutes learns colour and form (25.4 dB after 17 minutes
-on two cores). At an eighth with sixteen channels it was still grey after twelve (21 dB).
+four instead of eight: with a twelfth of a picture's numbers, one that is trained for minutes learns colour and form (25.4 dB after 17
+minutes on two cores). At an eighth with sixteen channels it was still grey after twelve (21 dB).
 
 Two phases. First encoder and decoder learn together; then latents get mean 0 and variance 1, the encoder is frozen, and the decoder learns
 on alone, against a patch discriminator. A remover can be trained on the latents as soon as the first phase is over: they stay as they are.

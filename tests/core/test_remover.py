@@ -235,11 +235,11 @@ def test_the_card_says_which_layer_steers_the_fusion() -> None:
         remover(replace(CLEAR, attention_layer=99))
 
 
-def test_with_the_photos_texture_the_autoencoders_losses_are_made_good() -> None:
+def test_with_the_photos_texture_the_autoencoders_losses_are_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """The result is the source, and what the network changes of it: a network that leaves the latents alone leaves every byte alone."""
     made = remover(replace(CLEAR, texture="photo", fusion="mask"))
     pictures, masks = random_batch(2)
     changed = made.erase(pictures, masks, [1, 2]).pixels_BHW3
-    made._sample = lambda source, mask, conditioning, seeds: Sampled(conditioning.source_latents_BLhw, 3)  # type: ignore[method-assign]
+    monkeypatch.setattr(made, "_sample", lambda _source, _mask, conditioning, _seeds: Sampled(conditioning.source_latents_BLhw, 3))
     assert torch.equal(made.erase(pictures, masks, [1, 2]).pixels_BHW3, pictures)
     assert not torch.equal(changed, pictures)
