@@ -69,7 +69,7 @@ def upload(folder: Path, uri: str) -> None:
 def test_the_embedded_model() -> None:
     files = find_model("tiny")
     root = EMBEDDED["tiny"]
-    assert (files.kind, files.root, files.unet, files.vae, files.prompt) == ("remover", root, root / "unet", root / "vae", root)
+    assert (files.kind, files.root, files.unet, files.vae, files.prompt) == ("objectclear", root, root / "unet", root / "vae", root)
     assert files.discriminator == root / "discriminator"
     assert files.fingerprint() == fingerprint(root)
 

@@ -68,6 +68,7 @@ def test_the_list_has_every_model_with_its_licence(capsys: pytest.CaptureFixture
     assert {model["name"]: model["here"] for model in listed} == {
         "tiny": "yes",
         "opencv": "yes",
+        "patchmatch": "yes",
         "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": "no",
         "LetsThink/RORem": "no",
         "RORem LCM LoRA": "-",
@@ -101,10 +102,10 @@ def test_whole_models_pass_the_check(models: Path, name: str, capsys: pytest.Cap
     assert found["ok"]
     parts = {part["part"]: part for part in found["parts"]}
     assert all(part["ok"] and not part["fault"] for part in parts.values())
-    assert parts["unet"]["parameters"] == (13_298_852 if name == "tiny" else sum(p.numel() for p in random_unet().parameters()))
+    assert parts["unet"]["parameters"] == (9_522_340 if name == "tiny" else sum(p.numel() for p in random_unet().parameters()))
     assert parts["unet"]["dtype"] == ("float16" if name == "tiny" else "float32")
     assert parts["unet"]["bytes"] == sum(path.stat().st_size for path in Path(parts["unet"]["path"]).glob("*.safetensors"))
-    assert ("postfuse_module" in parts) == (name == "oc")
+    assert ("postfuse_module" in parts) == (name in {"oc", "tiny"})
 
 
 def test_damage_is_status_1_and_names_the_part(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +188,7 @@ def test_every_kind_can_be_pulled_into_a_folder(models: Path, tmp_path: Path, na
     assert names(tmp_path / "copy") == names(root) - {"README.md"}
     copied = names(root) - {"README.md", "model_index.json"}
     assert all((tmp_path / "copy" / each).read_bytes() == (root / each).read_bytes() for each in copied)
-    assert found["kind"] == {"tiny": "remover", "oc": "objectclear"}.get(name, "adapter")
+    assert found["kind"] == {"tiny": "objectclear", "oc": "objectclear"}.get(name, "adapter")
     again = answer(capsys, "pull", str(root), "--output", str(tmp_path / "copy"))
     assert again["files"] == found["files"]
     assert answer(capsys, "check", str(tmp_path / "copy"))["ok"]
