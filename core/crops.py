@@ -121,7 +121,8 @@ def make_crop(pixels: np.ndarray, mask: np.ndarray, rule: CropRule) -> Crop:
     soft = soft_mask(region, round(rule.feather_px * scale))
     plate = None
     if rule.texture == "photo":
-        view = plate = complete(np.ascontiguousarray(view), soft > 0)
+        # the seam is not filled: there plate and photo are one, and only their light is blended
+        view = plate = complete(np.ascontiguousarray(view), region > 0)
     if rule.size and rule.size != side:
         view = cv2.resize(view, (rule.size, rule.size), interpolation=cv2.INTER_AREA if side > rule.size else cv2.INTER_CUBIC)
         # a cell of the small mask is set as soon as any of its pixels is: no rim of the object may stay visible to the network

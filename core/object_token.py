@@ -8,7 +8,9 @@ Legend for shape suffixes: B batch, H W picture sides in pixels, T D tokens and 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -118,3 +120,14 @@ def _boxed(pixels_3HW: torch.Tensor, mask_1HW: torch.Tensor) -> torch.Tensor:
     height, width = pixels_3HW.shape[-2:]
     padding = (max(0, -x), max(0, x + side - width), max(0, -y), max(0, y + side - height))
     return F.pad(pixels_3HW[:, max(0, y) : y + side, max(0, x) : x + side], padding)
+
+
+def save_fuse_module(fuse: FuseModule, folder: Path) -> None:
+    """Writes ObjectClear's ``postfuse_module/``: ``config.json`` and the weights."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"_class_name": "PostfuseModule", "embed_dim": fuse.mlp1.fc1.out_features, "embed_dim_img": fuse.mlp1.fc1.in_features}
+    (folder / "config.json").write_text(json.dumps(sizes, indent=2) + "\n")
+    state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in fuse.state_dict().items()}
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")

@@ -64,7 +64,7 @@ def exemplar_view(triplet: Triplet, rule: CropRule) -> Triplet:
     crop = make_crop(triplet.source, triplet.mask, replace(rule, texture="network"))
     views = [np.ascontiguousarray(take(pixels, crop.x, crop.y, crop.side)) for pixels in (triplet.source, triplet.target)]
     size = crop.pixels.shape[0]
-    source, target = (_resized(filled, size) for filled in complete_alike(views[0], views[1:], crop.soft > 0))
+    source, target = (_resized(filled, size) for filled in complete_alike(views[0], views[1:], crop.soft == 1))
     effect = (view_of(triplet.effect_mask, crop, size) > 127) * np.uint8(255)
     return Triplet(source, crop.mask, target, np.maximum(effect, crop.mask))
 

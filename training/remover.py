@@ -26,7 +26,16 @@ import torch
 from torch import nn
 
 from core.checkpoints import TEXT_PARTS
-from core.conditioning import Conditioning, ConditioningKind, LatentMaskRule, build_conditioning, encode_latents, image_batch, mask_batch
+from core.conditioning import (
+    Conditioning,
+    ConditioningKind,
+    LatentMaskRule,
+    build_conditioning,
+    encode_latents,
+    image_batch,
+    latent_mask,
+    mask_batch,
+)
 from core.errors import UsageError
 from core.latent_encoding import moment_conditioning, moment_latents
 from core.lora import FILE_NAME as LORA_FILE
@@ -34,7 +43,7 @@ from core.model_card import FILE_NAME as CARD_FILE
 from core.model_card import OBJECTCLEAR as OBJECTCLEAR_CARD
 from core.model_card import ModelCard, ObjectTokenKind, read_card
 from core.model_files import INDEX_FILE, PROMPT_FILE, find_model
-from core.object_token import TOKEN_INDEX, FuseModule, ObjectToken
+from core.object_token import TOKEN_INDEX, FuseModule, ObjectToken, save_fuse_module
 from core.prompts import PromptEmbeddings, load_prompt, save_prompt
 from core.sampler import PromptBatch, item_generators, normal_noise
 from training.attention_loss import TrainingCapture, attention_loss
@@ -89,8 +98,7 @@ class RemoverParts:
 class RemoverSettings:
     """What the remover is trained for; the defaults are RORem's.
 
-    Raises:
-        UsageError: a value is out of its range, or asks for a part that another value leaves out.
+    Raises UsageError where a value is out of its range, or asks for a part that another value leaves out.
     """
 
     conditioning: ConditioningKind = "masked"
@@ -112,6 +120,8 @@ class RemoverSettings:
     """Min-SNR weighting (Hang et al. 2023, section 3.4): 5 is usual; None: every timestep counts 1."""
     mask_weight: float = 1.0
     """Weight of the cells under the mask, of which the others have 1; an item's weights are divided by their mean."""
+    effect_weight: float = 1.0
+    """The same for cells under the effect mask; a cell has the larger of both. A shadow changes latents little, and else is learnt late."""
     lora: LoraSettings | None = None
     """A low-rank adapter is trained in place of the whole UNet."""
 
@@ -121,6 +131,7 @@ class RemoverSettings:
             ("condition_dropout", self.condition_dropout, "from 0 to below 1", 0 <= self.condition_dropout < 1),
             ("min_snr_gamma", self.min_snr_gamma, "above 0, or null", self.min_snr_gamma is None or self.min_snr_gamma > 0),
             ("mask_weight", self.mask_weight, "above 0", self.mask_weight > 0),
+            ("effect_weight", self.effect_weight, "above 0", self.effect_weight > 0),
         )
         wrong = [f"{name} is {value}, which must be {allowed}" for name, value, allowed, right in rules if not right]
         if self.attention_weight > 0 and self.object_token == "none":
@@ -238,7 +249,7 @@ class RemoverObjective:
         prompt = self._prompt(batch, dropped_B)
         with self.capture.armed() if self.capture is not None else nullcontext():
             predicted_BLhw = call_unet(self.parts.unet, noisy_BLhw, timesteps_B, conditioning, prompt)
-        losses_B = self._denoising(predicted_BLhw - goal_BLhw, timesteps_B, conditioning.mask_B1hw.float())
+        losses_B = self._denoising(predicted_BLhw - goal_BLhw, timesteps_B, self._cell_weights(batch, conditioning))
         total, parts = losses_B.mean(), {"denoising": losses_B.detach().mean()}
         if self.capture is not None and batch.effect_mask_BHW is not None:
             named_B = ~dropped_B & (batch.mask_BHW > 127).flatten(1).any(dim=1)
@@ -266,10 +277,17 @@ class RemoverObjective:
             torch.where(dropped_B[:, None], null.pooled_BP, prompt.pooled_BP),
         )
 
-    def _denoising(self, error_BLhw: torch.Tensor, timesteps_B: torch.Tensor, mask_B1hw: torch.Tensor) -> torch.Tensor:
+    def _cell_weights(self, batch: Batch, conditioning: Conditioning) -> torch.Tensor:
+        """What each cell counts, (B, 1, h, w) float32 with mean 1 for every item."""
+        weight_B1hw = 1 + (self.settings.mask_weight - 1) * conditioning.mask_B1hw.float()
+        if self.settings.effect_weight != 1.0 and batch.effect_mask_BHW is not None:
+            factor = batch.effect_mask_BHW.shape[-1] // weight_B1hw.shape[-1]
+            effect_B1hw = latent_mask(mask_batch(batch.effect_mask_BHW), factor, "max")
+            weight_B1hw = torch.maximum(weight_B1hw, 1 + (self.settings.effect_weight - 1) * effect_B1hw)
+        return weight_B1hw / weight_B1hw.mean(dim=(1, 2, 3), keepdim=True)
+
+    def _denoising(self, error_BLhw: torch.Tensor, timesteps_B: torch.Tensor, weight_B1hw: torch.Tensor) -> torch.Tensor:
         """Weighted mean of the squared error of every item, (B,) float32."""
-        weight_B1hw = 1 + (self.settings.mask_weight - 1) * mask_B1hw
-        weight_B1hw = weight_B1hw / weight_B1hw.mean(dim=(1, 2, 3), keepdim=True)
         losses_B = (error_BLhw.square() * weight_B1hw).mean(dim=(1, 2, 3))
         gamma = self.settings.min_snr_gamma
         if gamma is None:
@@ -372,17 +390,6 @@ def save_model(parts: RemoverParts, folder: Path) -> None:
         save_fuse_module(parts.object_token.fuse, folder / "postfuse_module")
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
     (folder / CARD_FILE).write_text(json.dumps(asdict(parts.card), indent=2) + "\n")
-
-
-def save_fuse_module(fuse: FuseModule, folder: Path) -> None:
-    """Writes ObjectClear's ``postfuse_module/``: ``config.json`` and the weights."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"_class_name": "PostfuseModule", "embed_dim": fuse.mlp1.fc1.out_features, "embed_dim_img": fuse.mlp1.fc1.in_features}
-    (folder / "config.json").write_text(json.dumps(sizes, indent=2) + "\n")
-    state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in fuse.state_dict().items()}
-    save_file(state, folder / "diffusion_pytorch_model.safetensors")
 
 
 def _new_fuse_module(image_encoder: Path, prompt: PromptEmbeddings) -> FuseModule:

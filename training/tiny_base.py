@@ -92,7 +92,7 @@ CARD: Final = ModelCard(
     fusion="attention",
     # the last one of the way up (behind it is only the middle's): eight pixels a cell, and it has seen the whole picture
     attention_layer=-2,
-    mask_dilate_px=4,
+    mask_dilate_px=2,
     context=3.0,
     texture="photo",
 )

@@ -119,7 +119,7 @@ def test_with_the_photos_texture_a_network_that_changes_nothing_leaves_the_fille
     crop = make_crop(pixels, mask, CropRule(size=64, context=2.5, dilate_px=1, feather_px=2, texture="photo"))
     assert crop.plate is not None
     view = pixels[crop.y : crop.y + crop.side, crop.x : crop.x + crop.side]
-    np.testing.assert_array_equal(crop.plate, complete(np.ascontiguousarray(view), crop.soft > 0))
+    np.testing.assert_array_equal(crop.plate, complete(np.ascontiguousarray(view), crop.soft == 1))
     result = paste(pixels, crop, crop.pixels)[crop.y : crop.y + crop.side, crop.x : crop.x + crop.side]
     np.testing.assert_array_equal(result[crop.soft == 1], crop.plate[crop.soft == 1])
     np.testing.assert_array_equal(result[crop.soft == 0], view[crop.soft == 0])

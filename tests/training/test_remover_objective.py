@@ -116,6 +116,26 @@ def test_loss_and_gradients_equal_the_formula(prediction: str, kind: Any, weight
     assert_equal(gradients(objective, found.total), gradients(objective, expected))
 
 
+def test_cells_under_the_effect_mask_may_count_more() -> None:
+    made = parts("v_prediction")
+    batch = items(3)
+    effect_BHW = batch.mask_BHW.clone()
+    effect_BHW[:, 40:56, 20:60] = 255
+    batch = replace(batch, effect_mask_BHW=effect_BHW)
+    objective = RemoverObjective(made, RemoverSettings(mask_weight=30.0, effect_weight=20.0))
+    found = objective.loss(batch)
+    prompt = made.prompt.tokens_1TD.expand(3, -1, -1), made.prompt.pooled_1P.expand(3, -1)
+    by_hand = reference(made, batch, kind="masked", tokens=prompt[0], pooled=prompt[1])
+    squared = (by_hand["predicted"] - by_hand["goal"]) ** 2
+    effect = F.max_pool2d((effect_BHW > 127).float()[:, None], 8)
+    cells = torch.where(by_hand["mask"] > 0, 30.0, torch.where(effect > 0, 20.0, 1.0)).expand_as(squared)
+    expected = ((squared * cells).sum(dim=(1, 2, 3)) / cells.sum(dim=(1, 2, 3))).mean()
+    assert float((found.total - expected).abs().detach()) < 1e-5
+    without = replace(batch, effect_mask_BHW=None)
+    plain = RemoverObjective(made, RemoverSettings(mask_weight=30.0)).loss(without).total
+    assert torch.equal(objective.loss(without).total, plain)
+
+
 def test_objectclears_loss_and_gradients_equal_the_formula() -> None:
     """Noise, plus 0.01 of the attention loss of methods.md's form, with the object's token at place 5; UNet and fuse module."""
     made, batch = parts(token=True), items(3)
