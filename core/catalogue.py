@@ -55,10 +55,10 @@ KNOWN: Final = (
     KnownModel(
         name="tiny",
         kind="remover",
-        summary="embedded, for demos and tests; with a discriminator",
+        summary="embedded, for demos, tests and laptops; with a discriminator",
         licence="Apache-2.0",
         commercial="yes",
-        steps=1,
+        steps=4,
         size=256,
     ),
     KnownModel(
