@@ -49,8 +49,9 @@ def release(remover: Path, discriminator: Path, output: Path) -> Path:
                     _copied(path, target / place)
         (fresh / FILE_NAME).write_text(json.dumps({**read_json(remover / FILE_NAME), **FACTS}, indent=2) + "\n")
         config = read_json(discriminator / "config.json")
-        # its trunk is the remover beside it, wherever both were trained
-        config.pop("base", None)
+        # its trunk is the remover around it, wherever both were trained, unless it brings one of its own
+        if not (config.get("base") and (discriminator / config["base"]).is_dir()):
+            config.pop("base", None)
         (fresh / FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return output
 
@@ -71,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(prog="python -m training.tiny_release", description=(__doc__ or "").split("\n\n", 1)[0])
     parser.add_argument("--remover", type=Path, required=True, help="output of cleanplate train remover")
-    parser.add_argument("--discriminator", type=Path, required=True, help="output of cleanplate train discriminator, on that remover")
+    parser.add_argument(
+        "--discriminator", type=Path, required=True, help="output of cleanplate train discriminator, on that remover or with its own base/"
+    )
     parser.add_argument("--output", type=Path, required=True, help="gets the model")
     options = parser.parse_args(argv)
     try:
