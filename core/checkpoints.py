@@ -124,7 +124,9 @@ def needed_files(names: Iterable[str], parts: Collection[str] | None = None, pre
     by_folder: dict[str, list[str]] = {}
     for name in names:
         folder, _, file = name.rpartition("/")
-        if folder and folder not in wanted:
+        # a discriminator may bring the model that its trunk is of
+        brought = folder.startswith("discriminator/base") and "discriminator" in wanted
+        if folder and folder not in wanted and not brought:
             continue
         # without model_index.json the weights at the top are the model's own: a lone UNet, a LoRA
         own = folder != "" or file == _PROMPT_FILE or (not pipeline and "unet" in wanted)

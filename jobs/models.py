@@ -115,9 +115,10 @@ def _licence(model: str, files: ModelFiles | None) -> str | None:
 
 
 def _flat(root: Path) -> Iterator[tuple[str, Path]]:
-    """The files of a LoRA or a discriminator, with the names that they have."""
-    names = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    yield from ((name, root / name) for name in needed_files(names))
+    """The files of a LoRA or a discriminator, with the names that they have; a discriminator may bring its base."""
+    names = (f"discriminator/{path.relative_to(root).as_posix()}" for path in root.rglob("*") if path.is_file())
+    found = (name.removeprefix("discriminator/") for name in needed_files(names))
+    yield from ((name, root / name) for name in found)
 
 
 def _whole(files: ModelFiles, precision: Precision) -> Iterator[tuple[str, Path]]:
@@ -135,8 +136,9 @@ def _whole(files: ModelFiles, precision: Precision) -> Iterator[tuple[str, Path]
         if folder is not None and folder.is_dir():
             # a lone UNet lies at the top, where files of the whole model may be
             foreign = {CARD_FILE, PROMPT_FILE, INDEX_FILE} if folder == files.root else set()
-            own = (f"{part}/{path.name}" for path in folder.iterdir() if path.is_file() and path.name not in foreign)
-            yield from ((name, folder / Path(name).name) for name in needed_files(own, precision=precision))
+            inside = folder.rglob("*") if part == "discriminator" else folder.iterdir()
+            own = (f"{part}/{path.relative_to(folder).as_posix()}" for path in inside if path.is_file() and path.name not in foreign)
+            yield from ((name, folder / name.removeprefix(f"{part}/")) for name in needed_files(own, precision=precision))
     for name, path in ((PROMPT_FILE, files.prompt / PROMPT_FILE), (CARD_FILE, files.root / CARD_FILE)):
         if path.is_file():
             yield name, path

@@ -389,3 +389,11 @@ def test_storage_of_a_model_is_addressed_without_its_slash(s3: S3, cache: Path) 
     storage.storage_for(bucket).delete(f"{bucket}/m/a.json")
     with pytest.raises(UsageError, match=f"no model at {bucket}/m"):
         locate(f"{bucket}/m")
+
+
+def test_a_discriminators_own_base_comes_with_it() -> None:
+    base = ["discriminator/base/unet/config.json", "discriminator/base/unet/diffusion_pytorch_model.safetensors"]
+    names = ["model_index.json", "unet/config.json", "discriminator/config.json", "other/base/config.json", *base]
+    assert set(base) <= set(needed_files(names, {"discriminator"}))
+    assert not set(base) & set(needed_files(names, {"unet"}))
+    assert "other/base/config.json" not in needed_files(names)

@@ -329,7 +329,8 @@ def test_diffusers_loads_what_is_saved_in_the_published_layout(base: Path, publi
 
 
 def test_trained_parts_have_no_place_in_the_published_layout(base: Path, tmp_path: Path) -> None:
-    network = load_discriminator(EMBEDDED["tiny"] / "discriminator", UNet2DConditionModel.from_pretrained(EMBEDDED["tiny"] / "unet"), 4)
+    folder = EMBEDDED["tiny"] / "discriminator"
+    network = load_discriminator(folder, UNet2DConditionModel.from_pretrained(folder / "base" / "unet"), 4)
     with pytest.raises(UsageError, match="conv_in"):
         save_published_discriminator(tmp_path, network, network.config, torch.float32)
     assert base.is_dir()
@@ -339,15 +340,20 @@ def test_a_folder_of_its_own_in_cleanplates_layout_needs_a_base(tmp_path: Path) 
     tiny = EMBEDDED["tiny"]
     alone = Path(shutil.copytree(tiny / "discriminator", tmp_path / "alone"))
     assert has_discriminator(alone)
-    with pytest.raises(UsageError, match="names no base"):
-        find_discriminator(alone)
     items = pictures(128)
     expected = Discriminator(tiny, device="cpu").judge(*([i] for i in items))
-    assert Discriminator(alone, base="tiny", device="cpu").judge(*([i] for i in items)) == expected
+    assert Discriminator(alone, device="cpu").judge(*([i] for i in items)) == expected, "its base is beside it"
+    trunk = Path(shutil.move(alone / "base", tmp_path / "trunk"))
     values = json.loads((alone / "config.json").read_text())
+    del values["base"]
+    (alone / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UsageError, match="names no base"):
+        find_discriminator(alone)
+    assert Discriminator(alone, base=str(trunk), device="cpu").judge(*([i] for i in items)) == expected
     (alone / "config.json").write_text(json.dumps({**values, "base": "tiny"}))
     assert find_discriminator(alone).base.root == tiny
-    assert find_discriminator(tiny).fingerprint() == f"{fingerprint(tiny)}-{fingerprint(tiny / 'discriminator')}"
+    base = tiny / "discriminator" / "base"
+    assert find_discriminator(tiny).fingerprint() == f"{fingerprint(base)}-{fingerprint(tiny / 'discriminator')}"
     assert not has_discriminator(tmp_path)
 
 
