@@ -50,7 +50,7 @@ def release(remover: Path, discriminator: Path, output: Path) -> Path:
         (fresh / FILE_NAME).write_text(json.dumps({**read_json(remover / FILE_NAME), **FACTS}, indent=2) + "\n")
         config = read_json(discriminator / "config.json")
         # its trunk is the remover around it, wherever both were trained, unless it brings one of its own
-        if not (config.get("base") and (discriminator / config["base"]).is_dir()):
+        if config.get("base") != "base" or not (discriminator / "base").is_dir():
             config.pop("base", None)
         (fresh / FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return output
