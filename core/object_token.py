@@ -131,3 +131,13 @@ def save_fuse_module(fuse: FuseModule, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(sizes, indent=2) + "\n")
     state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in fuse.state_dict().items()}
     save_file(state, folder / "diffusion_pytorch_model.safetensors")
+
+
+def new_fuse_module(image_encoder: Path, width: int) -> FuseModule:
+    """An untrained module between a CLIP model's folder and prompts of ``width``; always with the same weights."""
+    from core.checkpoints import read_json
+
+    inward = int(read_json(image_encoder / "config.json").get("projection_dim", 512))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return FuseModule(width, inward)

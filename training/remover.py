@@ -43,7 +43,7 @@ from core.model_card import FILE_NAME as CARD_FILE
 from core.model_card import OBJECTCLEAR as OBJECTCLEAR_CARD
 from core.model_card import ModelCard, ObjectTokenKind, read_card
 from core.model_files import INDEX_FILE, PROMPT_FILE, find_model
-from core.object_token import TOKEN_INDEX, FuseModule, ObjectToken, save_fuse_module
+from core.object_token import TOKEN_INDEX, ObjectToken, new_fuse_module, save_fuse_module
 from core.prompts import PromptEmbeddings, load_prompt, save_prompt
 from core.sampler import PromptBatch, item_generators, normal_noise
 from training.attention_loss import TrainingCapture, attention_loss
@@ -139,6 +139,14 @@ class RemoverSettings:
         if wrong:
             raise UsageError(f"remover: {'; '.join(wrong)}")
 
+    def on_card(self, card: ModelCard) -> ModelCard:
+        """A base's card, with what a training of these settings changes in it."""
+        # a base with an object token that is trained on without one has no attention to steer by
+        fusion = "mask" if self.object_token == "none" and card.fusion == "attention" else card.fusion
+        return replace(
+            card, conditioning=self.conditioning, latent_mask=self.latent_mask, object_token=self.object_token, fusion=fusion
+        )
+
 
 ROREM: Final = RemoverSettings()
 OBJECTCLEAR: Final = RemoverSettings(conditioning="full", object_token="frame", attention_weight=0.01)
@@ -173,7 +181,7 @@ def load_parts(
         if image_encoder is None:
             raise UsageError(f"object_token is {settings.object_token}, and {model} has no image encoder: give the folder of a CLIP model")
         with tempfile.TemporaryDirectory() as fresh:
-            save_fuse_module(_new_fuse_module(image_encoder, prompt), Path(fresh))
+            save_fuse_module(new_fuse_module(image_encoder, prompt.tokens_1TD.shape[-1]), Path(fresh))
             token = load_object_token(image_encoder, Path(fresh), target, torch.float32, crop_box=crop_box)
     return RemoverParts(
         unet=load_network(files.unet, "unet", torch.float32).to(target),
@@ -311,9 +319,8 @@ class RemoverObjective:
 
     def save(self, folder: Path) -> None:
         """A whole model in diffusers layout, with an adapter merged in; the adapter alone is beside it in ``lora/``."""
-        changed = {name: getattr(self.settings, name) for name in ("conditioning", "latent_mask", "object_token")}
         null_branch = self.settings.condition_dropout > 0 or self.parts.card.null_branch
-        card = replace(self.parts.card, **changed, null_branch=null_branch)
+        card = replace(self.settings.on_card(self.parts.card), null_branch=null_branch)
         with published(folder) as fresh:
             save_model(replace(self.parts, unet=merged_unet(self.parts.unet), object_token=self.token, card=card), fresh)
             if self.settings.lora is not None:
@@ -390,12 +397,3 @@ def save_model(parts: RemoverParts, folder: Path) -> None:
         save_fuse_module(parts.object_token.fuse, folder / "postfuse_module")
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
     (folder / CARD_FILE).write_text(json.dumps(asdict(parts.card), indent=2) + "\n")
-
-
-def _new_fuse_module(image_encoder: Path, prompt: PromptEmbeddings) -> FuseModule:
-    from core.checkpoints import read_json
-
-    width = int(read_json(image_encoder / "config.json").get("projection_dim", 512))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return FuseModule(prompt.tokens_1TD.shape[-1], width)

@@ -226,8 +226,7 @@ def card_in_force(objective: RemoverObjective | LcmObjective) -> ModelCard:
     card = parts.card if parts.null_prompt is not None else replace(parts.card, guidance_scale=1.0)
     if isinstance(objective, LcmObjective):
         return resolve_card(card, parts.model or "the model", EraserSettings(lcm_lora="its own"))
-    settings = objective.settings
-    return replace(card, conditioning=settings.conditioning, latent_mask=settings.latent_mask, object_token=settings.object_token)
+    return objective.settings.on_card(card)
 
 
 def _remover(parts: RemoverParts, card: ModelCard) -> Remover:

@@ -412,3 +412,10 @@ def test_settings_and_parts_that_cannot_work_are_refused() -> None:
         RemoverObjective(parts(), ROREM).loss(cut)
     with pytest.raises(UsageError, match="give targets that this UNet has"):
         RemoverObjective(parts(), RemoverSettings(lora=LoraSettings(targets=("nothing",))))
+
+
+def test_a_base_with_an_object_token_that_is_trained_without_one_is_fused_by_the_mask() -> None:
+    clear = ModelCard(object_token="box", fusion="attention", texture="photo")
+    card = RemoverSettings(conditioning="full").on_card(clear)
+    assert (card.object_token, card.fusion, card.conditioning, card.texture) == ("none", "mask", "full", "photo")
+    assert RemoverSettings(object_token="box").on_card(clear).fusion == "attention"
