@@ -158,7 +158,7 @@ def licence_notice(model: str, *, objectclear: bool = False) -> str | None:
     known = find_known(model)
     if known is not None and known.commercial == "no":
         return f"{model} is for non-commercial use only ({known.licence.partition(',')[0]})"
-    if objectclear and known is None:
+    if objectclear:
         return f"{model} has ObjectClear's layout; ObjectClear and what is trained from it are for non-commercial use only"
     return None
 

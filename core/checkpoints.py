@@ -125,7 +125,7 @@ def needed_files(names: Iterable[str], parts: Collection[str] | None = None, pre
     for name in names:
         folder, _, file = name.rpartition("/")
         # a discriminator may bring the model that its trunk is of
-        brought = folder.startswith("discriminator/base") and "discriminator" in wanted
+        brought = f"{folder}/".startswith("discriminator/base/") and "discriminator" in wanted
         if folder and folder not in wanted and not brought:
             continue
         # without model_index.json the weights at the top are the model's own: a lone UNet, a LoRA

@@ -124,7 +124,7 @@ def make_crop(pixels: np.ndarray, mask: np.ndarray, rule: CropRule) -> Crop:
         # the seam is not filled: there plate and photo are one, and only their light is blended
         view = plate = complete(np.ascontiguousarray(view), region > 0)
     if rule.size and rule.size != side:
-        view = cv2.resize(view, (rule.size, rule.size), interpolation=cv2.INTER_AREA if side > rule.size else cv2.INTER_CUBIC)
+        view = at_size(view, rule.size)
         # a cell of the small mask is set as soon as any of its pixels is: no rim of the object may stay visible to the network
         # (in floating point, since the share of a cell that one pixel takes may round to nothing in 8 bits)
         share = cv2.resize(region.astype(np.float32), (rule.size, rule.size), interpolation=cv2.INTER_AREA)
@@ -224,10 +224,13 @@ def _spread(weighted: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def view_of(pixels: np.ndarray, crop: Crop, size: int) -> np.ndarray:
     """Another picture of the same photo through the same square, (size, size, 3) uint8."""
-    view = take(pixels, crop.x, crop.y, crop.side)
-    if crop.side != size:
-        view = cv2.resize(view, (size, size), interpolation=cv2.INTER_AREA if crop.side > size else cv2.INTER_CUBIC)
-    return np.ascontiguousarray(view)
+    return np.ascontiguousarray(at_size(take(pixels, crop.x, crop.y, crop.side), size))
+
+
+def at_size(view: np.ndarray, size: int) -> np.ndarray:
+    """A square view at the network's size: (size, size[, C]); itself where it has that size."""
+    side = view.shape[0]
+    return view if side == size else cv2.resize(view, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -84,11 +84,11 @@ def find_model(model: str, *, precision: Precision = "full", fetch: bool = True)
     files = _Parts(model, root, precision, fetch).files()
     if fetch:  # who only asks what is here has not picked it
         # a card that states a licence speaks for itself
-        warn_of_licence(model, objectclear=files.kind == "objectclear" and not _licence(root))
+        warn_of_licence(model, objectclear=files.kind == "objectclear" and not own_licence(root))
     return files
 
 
-def _licence(root: Path) -> str:
+def own_licence(root: Path) -> str:
     """What the folder's own card says of its licence; empty where it says nothing."""
     return str(read_json(root / CARD_FILE).get("licence", "")) if (root / CARD_FILE).is_file() else ""
 

@@ -13,7 +13,7 @@ from core import storage
 from core.catalogue import KNOWN, KnownModel, find_known, licence_notice
 from core.checkpoints import PARTS, Precision, locate, needed_files, read_json
 from core.errors import UsageError
-from core.model_files import CARD_FILE, INDEX_FILE, PROMPT_FILE, ModelFiles, find_model, other_kind
+from core.model_files import CARD_FILE, INDEX_FILE, PROMPT_FILE, ModelFiles, find_model, other_kind, own_licence
 from jobs.config import ModelsConfig
 
 _COMPONENTS: Final = {
@@ -111,7 +111,8 @@ def _fetch(model: str, precision: Precision) -> Path | None:
 
 def _licence(model: str, files: ModelFiles | None) -> str | None:
     known = find_known(model)
-    return known.licence if known else licence_notice(model, objectclear=files is not None and files.kind == "objectclear")
+    stated = known.licence if known else own_licence(files.root) if files is not None else ""
+    return stated or licence_notice(model, objectclear=files is not None and files.kind == "objectclear")
 
 
 def _flat(root: Path) -> Iterator[tuple[str, Path]]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,15 +26,16 @@ import cv2
 import numpy as np
 import torch
 
-from core.crops import CropRule, make_crop, take, view_of
+from core.crops import CropRule, at_size, make_crop, take, view_of
 from core.diffusion import crop_rule
-from core.errors import CleanplateError, UsageError
+from core.errors import UsageError
 from core.exemplar import complete_alike
 from core.fetch import Fetcher
 from core.images import Pixels, decode_photo, encode_image
 from core.masks import decode_mask, encode_mask
 from core.readers import open_input
 from core.record import item_seed
+from training.script import exit_status
 from training.tiny_base import CARD
 
 logger = logging.getLogger(__name__)
@@ -64,16 +64,9 @@ def exemplar_view(triplet: Triplet, rule: CropRule) -> Triplet:
     crop = make_crop(triplet.source, triplet.mask, replace(rule, texture="network"))
     views = [np.ascontiguousarray(take(pixels, crop.x, crop.y, crop.side)) for pixels in (triplet.source, triplet.target)]
     size = crop.pixels.shape[0]
-    source, target = (_resized(filled, size) for filled in complete_alike(views[0], views[1:], crop.soft == 1))
+    source, target = (at_size(filled, size) for filled in complete_alike(views[0], views[1:], crop.soft == 1))
     effect = (view_of(triplet.effect_mask, crop, size) > 127) * np.uint8(255)
     return Triplet(source, crop.mask, target, np.maximum(effect, crop.mask))
-
-
-def _resized(pixels: Pixels, size: int) -> Pixels:
-    if pixels.shape[0] == size:
-        return pixels
-    way = cv2.INTER_AREA if pixels.shape[0] > size else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(pixels, (size, size), interpolation=way), dtype=np.uint8)
 
 
 def write_views(data: str, output: Path, size: int, views: int, seed: int, limit: int | None, share: tuple[int, int]) -> int:
@@ -130,20 +123,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    try:
-        if min(options.size, options.views, options.processes) < 1:
-            raise UsageError("--size, --views and --processes must be at least 1")
-        for role in ROLES:
-            (options.output / role).mkdir(parents=True, exist_ok=True)
-        write = partial(write_views, options.data, options.output, options.size, options.views, options.seed, options.limit)
-        # not forked: a copy of a process with running threads of torch would wait for them for ever
-        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-            written = sum(pool.map(write, [(part, options.processes) for part in range(options.processes)]))
-        logger.info("%d views in %s", written, options.output)
-    except CleanplateError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return exit_status(partial(_run, options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if min(options.size, options.views, options.processes) < 1:
+        raise UsageError("--size, --views and --processes must be at least 1")
+    for role in ROLES:
+        (options.output / role).mkdir(parents=True, exist_ok=True)
+    write = partial(write_views, options.data, options.output, options.size, options.views, options.seed, options.limit)
+    # not forked: a copy of a process with running threads of torch would wait for them for ever
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+        written = sum(pool.map(write, [(part, options.processes) for part in range(options.processes)]))
+    logger.info("%d views in %s", written, options.output)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,12 +28,13 @@ import torch
 import torch.nn.functional as F
 
 from core.conditioning import image_batch
-from core.errors import CleanplateError, UsageError
+from core.errors import UsageError
 from core.model_card import ModelCard
 from core.object_token import FuseModule, ObjectToken, object_pixels
 from core.prompts import PromptEmbeddings
 from training.objective import published
 from training.remover import RemoverParts, save_model
+from training.script import exit_status
 from training.tiny_photos import Image, PhotoPool
 
 logger = logging.getLogger(__name__)
@@ -235,13 +236,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder-steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    try:
-        cutouts = PhotoPool(options.photos).cutouts if options.photos is not None else ()
-        write_base(options.vae, options.output, cutouts=cutouts, encoder_steps=options.encoder_steps, seed=options.seed)
-    except CleanplateError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return exit_status(partial(_run, options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    cutouts = PhotoPool(options.photos).cutouts if options.photos is not None else ()
+    write_base(options.vae, options.output, cutouts=cutouts, encoder_steps=options.encoder_steps, seed=options.seed)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import argparse
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 
 from core.checkpoints import read_json
 from core.discriminator_config import FOLDER
-from core.errors import CleanplateError, UsageError
+from core.errors import UsageError
 from core.model_card import FILE_NAME
 from core.model_files import INDEX_FILE
 from training.objective import published
+from training.script import exit_status
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, help="gets the model")
     options = parser.parse_args(argv)
-    try:
-        folder = release(options.remover, options.discriminator, options.output)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        logger.info("%s: %.1f MB", folder, size / 1e6)
-    except CleanplateError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return exit_status(partial(_run, options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    folder = release(options.remover, options.discriminator, options.output)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    logger.info("%s: %.1f MB", folder, size / 1e6)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,12 @@ def test_every_kind_can_be_pulled_into_a_folder(models: Path, tmp_path: Path, na
     assert answer(capsys, "check", str(tmp_path / "copy"))["ok"]
 
 
+def test_a_copy_in_objectclears_layout_has_the_licence_that_its_card_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, "pull", "tiny", "--output", str(tmp_path / "copy"))
+    found = answer(capsys, "pull", str(tmp_path / "copy"), "--output", str(tmp_path / "again"))
+    assert (found["kind"], found["licence"]) == ("objectclear", "Apache-2.0")
+
+
 def test_one_precision_of_two_is_pulled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_pipeline(tmp_path / "both")
     for part in ("unet", "vae"):
