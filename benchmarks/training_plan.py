@@ -25,7 +25,8 @@ from training.feed import Feed
 from training.lcm import LcmObjective
 from training.objective import Objective
 from training.preparation import read_items, thread_feed
-from training.remover import RemoverObjective, RemoverParts
+from training.remover import RemoverObjective
+from training.remover_parts import RemoverParts
 from training.settings import ObjectiveName, TrainSettings, load_recipe
 
 RANDOM: Final = {"sdxl": FULL, "small": SMALL}

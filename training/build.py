@@ -15,7 +15,9 @@ from core.model_files import find_model
 from training.discriminator import DiscriminatorObjective
 from training.lcm import LcmObjective
 from training.objective import Objective
-from training.remover import RemoverObjective, RemoverSettings, load_parts
+from training.remover import RemoverObjective
+from training.remover_parts import load_parts
+from training.remover_settings import RemoverSettings
 from training.settings import TrainSettings
 
 

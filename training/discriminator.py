@@ -27,7 +27,7 @@ from core.discriminator_network import DiscriminatorNetwork
 from core.errors import UsageError
 from core.latent_encoding import moment_latents
 from training.objective import Batch, LossResult, Networks, fill_trained
-from training.remover import RemoverParts
+from training.remover_parts import RemoverParts
 
 CalibrationKind = Literal["temperature", "isotonic"]
 

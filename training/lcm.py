@@ -40,7 +40,8 @@ from training.objective import (
     uniform_draws,
     whole_draws,
 )
-from training.remover import RemoverParts, encoded_items, item_prompts, object_token
+from training.remover import encoded_items, item_prompts
+from training.remover_parts import RemoverParts, object_token
 
 LossKind = Literal["huber", "l2"]
 

@@ -211,8 +211,10 @@ def uniform_draws(seeds: list[int], stream: int) -> torch.Tensor:
     return torch.stack(draws)
 
 
-def whole_draws(seeds: list[int], stream: int, count: int) -> torch.Tensor:
-    """One whole number in [0, count) an item, (B,) int64 on the CPU, from the item's seed."""
+def whole_draws(seeds: list[int], stream: int, count: int, bias: float = 1.0) -> torch.Tensor:
+    """One whole number n in [0, count) an item, (B,) int64 on the CPU, from the item's seed; its density goes with n ** (bias - 1)."""
+    if bias != 1.0:
+        return (uniform_draws(seeds, stream) ** (1 / bias) * count).long().clamp(max=count - 1)
     return torch.cat([torch.randint(0, count, (1,), generator=generator) for generator in item_generators(seeds, stream)])
 
 

@@ -1,8 +1,8 @@
 """The remover's objective: to predict the noise in latents of the picture without the object (RORem, section 3; ObjectClear, section 4).
 
-The target's latents are noised at a uniform timestep; the network sees them with the mask and the latents of the masked (RORem) or full
-(ObjectClear) source, built by the very functions of inference. The loss is the mean squared error over the whole latent. ObjectClear adds
-0.01 of the attention-mask loss, and trains the fuse module of its object token beside the UNet.
+The target's latents are noised at a timestep, uniform unless the settings say otherwise; the network sees them with the mask and the
+latents of the masked (RORem) or full (ObjectClear) source, built by the very functions of inference. The loss is the mean squared error
+over the whole latent. ObjectClear adds 0.01 of the attention-mask loss, and trains the fuse module of its object token beside the UNet.
 
 Unlike the references: latents are posterior means; masks at latent size are binary, as in inference; the autoencoder stays in its own
 number format (float32) under autocast; and with condition dropout there is a trained null branch for guidance to lead away from.
@@ -13,19 +13,15 @@ P pooled width.
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
-from core.checkpoints import TEXT_PARTS
 from core.conditioning import (
     Conditioning,
     ConditioningKind,
@@ -39,17 +35,12 @@ from core.conditioning import (
 from core.errors import UsageError
 from core.latent_encoding import moment_conditioning, moment_latents
 from core.lora import FILE_NAME as LORA_FILE
-from core.model_card import FILE_NAME as CARD_FILE
-from core.model_card import OBJECTCLEAR as OBJECTCLEAR_CARD
-from core.model_card import ModelCard, ObjectTokenKind, read_card
-from core.model_files import INDEX_FILE, PROMPT_FILE, find_model
-from core.object_token import TOKEN_INDEX, ObjectToken, new_fuse_module, save_fuse_module
-from core.prompts import PromptEmbeddings, load_prompt, save_prompt
+from core.object_token import TOKEN_INDEX, ObjectToken
+from core.prompts import PromptEmbeddings
 from core.sampler import PromptBatch, item_generators, normal_noise
 from training.attention_loss import TrainingCapture, attention_loss
 from training.objective import (
     Batch,
-    LoraSettings,
     LossResult,
     Networks,
     add_lora,
@@ -62,138 +53,11 @@ from training.objective import (
     uniform_draws,
     whole_draws,
 )
+from training.remover_parts import RemoverParts, object_token, save_model
+from training.remover_settings import ROREM, RemoverSettings
 
 NOISE, TIMESTEP, DROPOUT = 0, 1, 2
 """Streams of an item's seed."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemoverParts:
-    """What a model is made of, as training takes it.
-
-    Attributes:
-        unet: ``UNet2DConditionModel``; the objective trains this very network.
-        vae: ``AutoencoderKL``, frozen; float32 (SDXL's overflows in half precision).
-        scheduler: the checkpoint's; its schedule and prediction type are trained for.
-        prompt: of every item.
-        card: how the model is used; ``save`` writes it with what training changes in it.
-        null_prompt: what the prompt is replaced by where the condition is dropped.
-        object_token: frozen image encoder and fuse module.
-        texts: folder with text encoders and tokenizers, which ``save`` copies; None where there are none.
-        model: name of the model that this is.
-    """
-
-    unet: Any
-    vae: Any
-    scheduler: Any
-    prompt: PromptEmbeddings
-    card: ModelCard = field(default_factory=ModelCard)
-    null_prompt: PromptEmbeddings | None = None
-    object_token: ObjectToken | None = None
-    texts: Path | None = None
-    model: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoverSettings:
-    """What the remover is trained for; the defaults are RORem's.
-
-    Raises UsageError where a value is out of its range, or asks for a part that another value leaves out.
-    """
-
-    conditioning: ConditioningKind = "masked"
-    """Which source the network is conditioned on."""
-    latent_mask: LatentMaskRule = "nearest"
-    """How the mask is brought to latent size."""
-    object_token: ObjectTokenKind = "none"
-    """Whether token 5 of the prompt is the object's image embedding; its fuse module is trained, too."""
-    attention_weight: float = 0.0
-    """Weight of the attention-mask loss; 0: none. Needs an object token, and effect masks in the data."""
-    attention_background_weight: float = 1.0
-    """Weight of the background's mean within it."""
-    attention_layers: tuple[str, ...] = ()
-    """Cross-attention layers that it is about; none: all."""
-    condition_dropout: float = 0.0
-    """Probability, 0 to below 1, that an item's prompt (tokens, object token and pooled embedding) is replaced by the null prompt. Mask
-    and source stay: guidance leads away from "no prompt", and never from "no picture"."""
-    min_snr_gamma: float | None = None
-    """Min-SNR weighting (Hang et al. 2023, section 3.4): 5 is usual; None: every timestep counts 1."""
-    mask_weight: float = 1.0
-    """Weight of the cells under the mask, of which the others have 1; an item's weights are divided by their mean."""
-    effect_weight: float = 1.0
-    """The same for cells under the effect mask; a cell has the larger of both. A shadow changes latents little, and else is learnt late."""
-    lora: LoraSettings | None = None
-    """A low-rank adapter is trained in place of the whole UNet."""
-
-    def __post_init__(self) -> None:
-        rules = (
-            ("attention_weight", self.attention_weight, "0 or more", self.attention_weight >= 0),
-            ("condition_dropout", self.condition_dropout, "from 0 to below 1", 0 <= self.condition_dropout < 1),
-            ("min_snr_gamma", self.min_snr_gamma, "above 0, or null", self.min_snr_gamma is None or self.min_snr_gamma > 0),
-            ("mask_weight", self.mask_weight, "above 0", self.mask_weight > 0),
-            ("effect_weight", self.effect_weight, "above 0", self.effect_weight > 0),
-        )
-        wrong = [f"{name} is {value}, which must be {allowed}" for name, value, allowed, right in rules if not right]
-        if self.attention_weight > 0 and self.object_token == "none":
-            wrong.append("the attention loss is about the object token, and object_token is none; set it to frame or box")
-        if wrong:
-            raise UsageError(f"remover: {'; '.join(wrong)}")
-
-    def on_card(self, card: ModelCard) -> ModelCard:
-        """A base's card, with what a training of these settings changes in it."""
-        # a base with an object token that is trained on without one has no attention to steer by
-        fusion = "mask" if self.object_token == "none" and card.fusion == "attention" else card.fusion
-        return replace(
-            card, conditioning=self.conditioning, latent_mask=self.latent_mask, object_token=self.object_token, fusion=fusion
-        )
-
-
-ROREM: Final = RemoverSettings()
-OBJECTCLEAR: Final = RemoverSettings(conditioning="full", object_token="frame", attention_weight=0.01)
-
-
-def load_parts(
-    model: str, settings: RemoverSettings, device: torch.device | str = "cpu", *, image_encoder: Path | None = None
-) -> RemoverParts:
-    """The parts of a model in float32, all frozen.
-
-    Args:
-        model: as ``core.model_files.find_model`` takes it.
-        image_encoder: folder of a CLIP model, for an object token on a base model that has none; the fuse module is then a new one.
-
-    Raises:
-        UsageError: a part is missing, broken, or does not fit the others.
-    """
-    from core.components import load_network, load_object_token, load_scheduler
-
-    files = find_model(model)
-    with_token = settings.object_token != "none"
-    base = read_card(files.root, OBJECTCLEAR_CARD if files.kind == "objectclear" else None)
-    # a plain model with an object token becomes one of ObjectClear's kind
-    becomes = with_token and files.kind != "objectclear"
-    card = replace(OBJECTCLEAR_CARD, size=base.size, steps=base.steps) if becomes else base
-    prompt = load_prompt(files.prompt, card.prompt, own=card.prompt == base.prompt)
-    null_prompt = load_prompt(files.prompt, card.negative_prompt, own=False) if settings.condition_dropout > 0 else None
-    token, target, crop_box = None, torch.device(device), settings.object_token == "box"
-    if with_token and files.image_encoder is not None and files.fuse_module is not None:
-        token = load_object_token(files.image_encoder, files.fuse_module, target, torch.float32, crop_box=crop_box)
-    elif with_token:
-        if image_encoder is None:
-            raise UsageError(f"object_token is {settings.object_token}, and {model} has no image encoder: give the folder of a CLIP model")
-        with tempfile.TemporaryDirectory() as fresh:
-            save_fuse_module(new_fuse_module(image_encoder, prompt.tokens_1TD.shape[-1]), Path(fresh))
-            token = load_object_token(image_encoder, Path(fresh), target, torch.float32, crop_box=crop_box)
-    return RemoverParts(
-        unet=load_network(files.unet, "unet", torch.float32).to(target),
-        vae=load_network(files.vae, "vae", torch.float32).to(target),
-        scheduler=load_scheduler(files.scheduler),
-        prompt=prompt.to(target, torch.float32),
-        card=card,
-        null_prompt=None if null_prompt is None else null_prompt.to(target, torch.float32),
-        object_token=token,
-        texts=files.prompt if all((files.prompt / name).is_dir() for name in TEXT_PARTS) else None,
-        model=model,
-    )
 
 
 class RemoverObjective:
@@ -249,7 +113,8 @@ class RemoverObjective:
         seeds = batch.item_seeds(generator)
         clean_BLhw, conditioning = encoded_items(self.parts.vae, batch, self.settings.conditioning, self.settings.latent_mask)
         noise_BLhw = normal_noise(clean_BLhw.shape[1:], item_generators(seeds, NOISE)).to(clean_BLhw.device)
-        timesteps_B = whole_draws(seeds, TIMESTEP, int(self.schedule.config["num_train_timesteps"])).to(clean_BLhw.device)
+        count = int(self.schedule.config["num_train_timesteps"])
+        timesteps_B = whole_draws(seeds, TIMESTEP, count, self.settings.timestep_bias).to(clean_BLhw.device)
         noisy_BLhw = self.schedule.add_noise(clean_BLhw, noise_BLhw, timesteps_B)
         velocity = self.prediction == "v_prediction"
         goal_BLhw = self.schedule.get_velocity(clean_BLhw, noise_BLhw, timesteps_B) if velocity else noise_BLhw
@@ -330,13 +195,6 @@ class RemoverObjective:
                 save_file(lora_tensors(self.parts.unet), fresh / "lora" / LORA_FILE)
 
 
-def object_token(parts: RemoverParts, kind: ObjectTokenKind) -> ObjectToken | None:
-    """The model's object token, seen as ``kind`` says; None for ``none``."""
-    if kind == "none" or parts.object_token is None:
-        return None
-    return replace(parts.object_token, crop_box=kind == "box")
-
-
 @torch.no_grad()
 def encoded_items(vae: Any, batch: Batch, kind: ConditioningKind, rule: LatentMaskRule) -> tuple[torch.Tensor, Conditioning]:
     """Latents of the targets, (B, L, h, w) float32, and the conditioning, in the autoencoder's own number format under autocast, too; from
@@ -364,36 +222,3 @@ def item_prompts(prompt: PromptEmbeddings, token: ObjectToken | None, batch: Bat
     return PromptBatch(tokens_BTD, prompts.pooled_BP)
 
 
-def save_model(parts: RemoverParts, folder: Path) -> None:
-    """Writes a model in diffusers layout into an empty folder, with its card; text encoders are copied where it has them."""
-    import diffusers
-
-    parts.unet.save_pretrained(folder / "unet")
-    parts.vae.save_pretrained(folder / "vae")
-    parts.scheduler.save_pretrained(folder / "scheduler")
-    save_prompt(folder / PROMPT_FILE, parts.prompt.to("cpu", torch.float32), parts.card.prompt)
-    index: dict[str, Any] = {
-        "_class_name": "StableDiffusionXLInpaintPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "force_zeros_for_empty_prompt": True,
-        "requires_aesthetics_score": False,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "scheduler": ["diffusers", type(parts.scheduler).__name__],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-    }
-    for name in TEXT_PARTS:
-        if parts.texts is not None:
-            shutil.copytree(parts.texts / name, folder / name)
-        else:
-            index[name] = [None, None]
-    if parts.object_token is not None:
-        parts.object_token.encoder.save_pretrained(folder / "image_prompt_encoder")
-        save_fuse_module(parts.object_token.fuse, folder / "postfuse_module")
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-    (folder / CARD_FILE).write_text(json.dumps(asdict(parts.card), indent=2) + "\n")

@@ -19,7 +19,7 @@ from training.negatives import NegativeSettings
 from training.objective import LoraSettings
 from training.optimisers import OptimiserSettings
 from training.pair_augmentation import PairAugmentation
-from training.remover import RemoverSettings
+from training.remover_settings import RemoverSettings
 
 ObjectiveName = Literal["remover", "discriminator", "lcm"]
 RECIPES: Final = Path(__file__).parent / "recipes"

@@ -30,7 +30,8 @@ from training.contact_sheet import contact_sheet, marked
 from training.discriminator import CalibrationKind, DiscriminatorObjective
 from training.lcm import LcmObjective
 from training.objective import Batch, Objective
-from training.remover import RemoverObjective, RemoverParts, object_token
+from training.remover import RemoverObjective
+from training.remover_parts import RemoverParts, object_token
 
 log = logging.getLogger(__name__)
 

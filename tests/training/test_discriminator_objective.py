@@ -18,7 +18,7 @@ from core.model_card import ModelCard
 from tests.random_models import random_batch, random_prompt, random_unet, random_vae, scheduler
 from training.discriminator import DiscriminatorObjective
 from training.objective import Batch, Objective
-from training.remover import RemoverParts, save_model
+from training.remover_parts import RemoverParts, save_model
 
 CONFIG = DiscriminatorConfig(size=64, head_channels=256)
 """Eight channels a group: with two, the norm of the 1x1 feature makes much of rounding."""

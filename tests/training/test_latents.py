@@ -36,7 +36,9 @@ from training.order import Bucket, TrainingOrder
 from training.pair_augmentation import PairAugmentation
 from training.preparation import feed_settings
 from training.ray_feed import FeedPlan, RayFeed
-from training.remover import RemoverObjective, RemoverParts, RemoverSettings
+from training.remover import RemoverObjective
+from training.remover_parts import RemoverParts
+from training.remover_settings import RemoverSettings
 from training.settings import DataSettings, TrainSettings
 
 SIZE, COUNT = 64, 6

@@ -18,7 +18,7 @@ from core.model_card import ModelCard
 from tests.random_models import SCHEDULE, random_batch, random_object_token, random_prompt, random_unet, random_vae
 from training.lcm import LcmObjective, LcmSettings
 from training.objective import Batch, LoraSettings, Objective
-from training.remover import RemoverParts, save_model
+from training.remover_parts import RemoverParts, save_model
 
 STREAM = 0x5DEECE66D
 LORA = LoraSettings(rank=4, alpha=6.0)

@@ -24,7 +24,9 @@ from core.model_files import find_model
 from core.object_token import PROMPT
 from tests.random_models import SCHEDULE, random_batch, random_object_token, random_prompt, random_unet, random_vae
 from training.objective import Batch, LoraSettings, LossModule, Objective
-from training.remover import OBJECTCLEAR, ROREM, RemoverObjective, RemoverParts, RemoverSettings, load_parts, save_model
+from training.remover import RemoverObjective
+from training.remover_parts import RemoverParts, load_parts, save_model
+from training.remover_settings import OBJECTCLEAR, ROREM, RemoverSettings
 
 STREAM = 0x5DEECE66D
 LORA = LoraSettings(rank=4, alpha=8.0)
@@ -393,11 +395,7 @@ def test_batches_that_cannot_be_are_refused(change: dict[str, Any], says: str) -
         replace(items(2), **change)
 
 
-def test_settings_and_parts_that_cannot_work_are_refused() -> None:
-    with pytest.raises(UsageError, match="object_token is none; set it to frame or box"):
-        RemoverSettings(attention_weight=0.1)
-    with pytest.raises(UsageError, match=r"condition_dropout is 1\.0, which must be from 0 to below 1"):
-        RemoverSettings(condition_dropout=1.0)
+def test_parts_that_cannot_work_are_refused() -> None:
     with pytest.raises(UsageError, match="no null prompt"):
         RemoverObjective(parts(), RemoverSettings(condition_dropout=0.1))
     with pytest.raises(UsageError, match="no image encoder and fuse module"):
@@ -412,10 +410,3 @@ def test_settings_and_parts_that_cannot_work_are_refused() -> None:
         RemoverObjective(parts(), ROREM).loss(cut)
     with pytest.raises(UsageError, match="give targets that this UNet has"):
         RemoverObjective(parts(), RemoverSettings(lora=LoraSettings(targets=("nothing",))))
-
-
-def test_a_base_with_an_object_token_that_is_trained_without_one_is_fused_by_the_mask() -> None:
-    clear = ModelCard(object_token="box", fusion="attention", texture="photo")
-    card = RemoverSettings(conditioning="full").on_card(clear)
-    assert (card.object_token, card.fusion, card.conditioning, card.texture) == ("none", "mask", "full", "photo")
-    assert RemoverSettings(object_token="box").on_card(clear).fusion == "attention"

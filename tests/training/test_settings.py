@@ -16,7 +16,7 @@ from training.mask_augmentation import HAND_DRAWN, MaskAugmentation
 from training.negatives import NegativeSettings
 from training.optimisers import OptimiserSettings
 from training.pair_augmentation import PairAugmentation
-from training.remover import RemoverSettings
+from training.remover_settings import RemoverSettings
 from training.settings import (
     RECIPES,
     DataSettings,

@@ -22,7 +22,9 @@ from core.sampler import terminal_start
 from tests.random_models import random_batch, random_vae
 from training import tiny_base
 from training.objective import Batch
-from training.remover import RemoverObjective, RemoverSettings, load_parts
+from training.remover import RemoverObjective
+from training.remover_parts import load_parts
+from training.remover_settings import RemoverSettings
 from training.settings import load_recipe
 from training.tiny_base import CARD, contrastive_loss, new_parts, train_encoder, write_base
 from training.tiny_vae import new_vae

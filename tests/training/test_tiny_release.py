@@ -25,7 +25,8 @@ from training.tiny_release import main
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of an (untrained) remover and of a discriminator on it, as trainings leave them."""
     from core.discriminator_config import DiscriminatorConfig
-    from training.remover import RemoverSettings, load_parts
+    from training.remover_parts import load_parts
+    from training.remover_settings import RemoverSettings
 
     folder = tmp_path_factory.mktemp("trained")
     random_vae(latent_channels=16).save_pretrained(folder / "vae")

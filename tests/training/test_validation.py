@@ -25,7 +25,9 @@ from training.contact_sheet import GAP, contact_sheet, marked
 from training.discriminator import DiscriminatorObjective
 from training.lcm import LcmObjective, LcmSettings
 from training.objective import Batch, LoraSettings, Objective
-from training.remover import OBJECTCLEAR, ROREM, RemoverObjective, RemoverParts, RemoverSettings, save_model
+from training.remover import RemoverObjective
+from training.remover_parts import RemoverParts, save_model
+from training.remover_settings import OBJECTCLEAR, ROREM, RemoverSettings
 from training.validation import auroc, calibrate, evaluating, judgement, pictures, validate
 
 LORA = LoraSettings(rank=4, alpha=6.0)
