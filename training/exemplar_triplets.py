@@ -5,8 +5,9 @@ must change: the shadow beside the hole, and the shadow that was copied into it.
 its target is the clean plate filled from the very same places: both differ by the effects of the object and by nothing else, so that there
 is one right answer, and a small network need not average over many.
 
-Each triplet gives as many views as are asked for, cropped by the rule of inference at contexts drawn from a range. The output is a folder
-with source/, mask/, target/ and effect_mask/, which ``cleanplate train`` and ``cleanplate encode`` read.
+Each triplet gives as many views as are asked for, cropped by the rule of inference at contexts drawn from a range, and all but the first
+in changed colours (encoded views cannot be changed later on). The output is a folder with source/, mask/, target/ and effect_mask/, which
+``cleanplate train`` and ``cleanplate encode`` read.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -31,42 +32,41 @@ from core.diffusion import crop_rule
 from core.errors import UsageError
 from core.exemplar import complete_alike
 from core.fetch import Fetcher
-from core.images import Pixels, decode_photo, encode_image
-from core.masks import decode_mask, encode_mask
+from core.images import encode_image
+from core.masks import encode_mask
 from core.readers import open_input
 from core.record import item_seed
+from training.pair_augmentation import PairAugmentation, change_colours, draw_colour
 from training.script import exit_status
 from training.tiny_base import CARD
+from training.triplets import TrainingPair, fetched_triplet
 
 logger = logging.getLogger(__name__)
 
 CONTEXTS: Final = (1.8, 5.0)
 """Least and largest context of a view; inference has the card's, or the caller's."""
+COLOURS: Final = PairAugmentation(brightness=0.3, contrast=0.2, saturation=0.4, hue=20)
+FINENESS: Final = 1.5
+"""Side at which holes are filled over that of the views. A finer fill costs its area in time, and the network would not see it."""
 ROLES: Final = ("source", "mask", "target", "effect_mask")
 
 
-@dataclass(frozen=True, slots=True)
-class Triplet:
-    """One scene, all (H, W[, 3]) uint8: with the object, where it is, without it, and where it has any effect."""
-
-    source: Pixels
-    mask: Pixels
-    target: Pixels
-    effect_mask: Pixels
-
-
-def exemplar_view(triplet: Triplet, rule: CropRule) -> Triplet:
+def exemplar_view(triplet: TrainingPair, rule: CropRule) -> TrainingPair:
     """The triplet as the network is to see it, (S, S[, 3]): the hole of source and target filled from the same places of each.
 
     Args:
         rule: of the model; whether it takes its texture from the photo does not matter here.
     """
     crop = make_crop(triplet.source, triplet.mask, replace(rule, texture="network"))
-    views = [np.ascontiguousarray(take(pixels, crop.x, crop.y, crop.side)) for pixels in (triplet.source, triplet.target)]
     size = crop.pixels.shape[0]
-    source, target = (at_size(filled, size) for filled in complete_alike(views[0], views[1:], crop.soft == 1))
-    effect = (view_of(triplet.effect_mask, crop, size) > 127) * np.uint8(255)
-    return Triplet(source, crop.mask, target, np.maximum(effect, crop.mask))
+    side = min(crop.side, round(FINENESS * size))
+    squares = (take(pixels, crop.x, crop.y, crop.side) for pixels in (triplet.source, triplet.target))
+    views = [np.ascontiguousarray(at_size(square, side)) for square in squares]
+    hole = at_size((crop.soft == 1).astype(np.float32), side) > 0
+    source, target = (at_size(filled, size) for filled in complete_alike(views[0], views[1:], hole))
+    effects = triplet.mask if triplet.effect_mask is None else triplet.effect_mask
+    effect_mask = np.maximum((view_of(effects, crop, size) > 127) * np.uint8(255), crop.mask)
+    return TrainingPair(id=triplet.id, source=source, target=target, mask=crop.mask, effect_mask=effect_mask)
 
 
 def write_views(data: str, output: Path, size: int, views: int, seed: int, limit: int | None, share: tuple[int, int]) -> int:
@@ -80,29 +80,23 @@ def write_views(data: str, output: Path, size: int, views: int, seed: int, limit
     given = open_input(data)
     fetcher, done = Fetcher(given.base), 0
     for row in islice(given.rows(), share[0], limit, share[1]):
-        item = fetcher.fetch({name: getattr(row, name) for name in row.__slots__})
-        if item.target is None or item.effect_mask is None:
-            raise UsageError(f"{row.id} of {data} has no target or no effect mask; take triplets of cleanplate compose")
-        photo = decode_photo(item.source)
-        sides = (photo.width, photo.height)
-        triplet = Triplet(
-            photo.pixels,
-            decode_mask(item.mask, sides).pixels,
-            decode_photo(item.target["bytes"]).pixels,
-            decode_mask(item.effect_mask["bytes"], sides).pixels,
-        )
+        pair = fetched_triplet(fetcher, row)
         for view in range(views):
             name = f"{row.id}-{view}.png"
             if not (output / ROLES[-1] / name).is_file():
                 rng = np.random.default_rng(item_seed(row.id, seed, view))
                 context = float(np.exp(rng.uniform(*np.log(CONTEXTS))))
                 rule = replace(crop_rule(replace(CARD, size=size)), context=context)
-                _write(exemplar_view(triplet, rule), output, name)
+                seen = exemplar_view(pair, rule)
+                if view:  # the first one is in the photo's own colours
+                    source, target = change_colours(seen.source, seen.target, draw_colour(COLOURS, rng))
+                    seen = replace(seen, source=source, target=target)
+                _write(seen, output, name)
             done += 1
     return done
 
 
-def _write(triplet: Triplet, output: Path, name: str) -> None:
+def _write(triplet: TrainingPair, output: Path, name: str) -> None:
     for role in ROLES:
         pixels = getattr(triplet, role)
         data = encode_image(pixels) if pixels.ndim == 3 else encode_mask(pixels)

@@ -12,8 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from core.errors import ItemError, UsageError
+from core.fetch import Fetcher
 from core.images import DEFAULT_MAX_MEGAPIXELS, Pixels, decode_photo, decode_picture
 from core.masks import decode_mask
+from core.plan import PlanRow
 from core.record import record_problem
 
 AnswerColumn = Literal["target", "erased"]
@@ -102,6 +104,27 @@ def training_pair(
         effect_mask=_effect_mask(record.get("effect_mask"), size, max_megapixels),
         score=None if score is None else float(score),
         verdict=record.get("verdict"),
+    )
+
+
+def fetched_triplet(fetcher: Fetcher, row: PlanRow) -> TrainingPair:
+    """The photo, masks and clean plate of a row of an input (``core.readers``).
+
+    Raises:
+        ItemError: a picture cannot be read or decoded.
+        UsageError: the row has no target or no effect mask.
+    """
+    item = fetcher.fetch({name: getattr(row, name) for name in row.__slots__})
+    if item.target is None or item.effect_mask is None:
+        raise UsageError(f"{row.id} has no target or no effect mask; take triplets of cleanplate compose")
+    photo = decode_photo(item.source)
+    size = (photo.width, photo.height)
+    return TrainingPair(
+        id=row.id,
+        source=photo.pixels,
+        target=decode_photo(item.target["bytes"]).pixels,
+        mask=decode_mask(item.mask, size).pixels,
+        effect_mask=decode_mask(item.effect_mask["bytes"], size).pixels,
     )
 
 

@@ -12,11 +12,12 @@ from core.crops import CropRule, make_crop
 from core.diffusion import crop_rule
 from core.images import decode_photo, encode_image
 from core.masks import encode_mask
-from training.exemplar_triplets import ROLES, Triplet, exemplar_view, main
+from training.exemplar_triplets import ROLES, exemplar_view, main
 from training.tiny_base import CARD
+from training.triplets import TrainingPair
 
 
-def scene(side: int = 160, seed: int = 0) -> Triplet:
+def scene(side: int = 160, seed: int = 0) -> TrainingPair:
     """A red box on a textured ground, with a shadow beside it."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side]
@@ -28,7 +29,7 @@ def scene(side: int = 160, seed: int = 0) -> Triplet:
     effect[80:100, 60:125] = 255
     source = np.where(effect[..., None] > 0, (target * 0.5).astype(np.uint8), target)
     source[mask > 0] = (210, 20, 20)
-    return Triplet(source, mask, target, effect)
+    return TrainingPair(id=str(seed), source=source, target=target, mask=mask, effect_mask=effect)
 
 
 def test_both_pictures_are_filled_from_the_same_places() -> None:
