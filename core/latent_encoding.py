@@ -65,7 +65,14 @@ def moment_conditioning(
 
 @torch.no_grad()
 def encode_pictures(
-    vae: Any, pictures: Mapping[str, Pixels], mask: Pixels, kind: ConditioningKind, *, fingerprint: str, dtype: StoredType = "float16"
+    vae: Any,
+    pictures: Mapping[str, Pixels],
+    mask: Pixels,
+    kind: ConditioningKind,
+    *,
+    fingerprint: str,
+    dtype: StoredType = "float16",
+    known: Mapping[str, np.ndarray] | None = None,
 ) -> CachedMoments:
     """The moments of an item's pictures in both orientations.
 
@@ -77,14 +84,15 @@ def encode_pictures(
         kind: of the conditioning picture; ``full`` is the source itself and adds none.
         fingerprint: ``vae_fingerprint`` of ``vae``.
         dtype: of the stored moments.
+        known: moments, as this function found them, of pictures that another item has, too; they are taken and not encoded again.
 
     Raises:
         ItemError: the moments are not finite in that dtype.
     """
     device = next(vae.parameters()).device
     masks_BHW = torch.from_numpy(np.stack([mask, mask[:, ::-1]])).to(device)
-    found: dict[str, np.ndarray] = {}
-    made: dict[int, np.ndarray] = {}
+    found = {name: moments for name, moments in (known or {}).items() if name in pictures}
+    made = {id(pictures[name]): moments for name, moments in found.items()}
     for name in (*pictures, *((kind,) if kind != "full" else ())):
         pixels = pictures.get(name)
         if pixels is not None and id(pixels) in made:

@@ -69,6 +69,20 @@ def test_one_picture_under_two_names_is_encoded_once(vae: Any) -> None:
     assert found.moments["erased"].dtype == np.float16
 
 
+def test_moments_that_are_known_are_taken_and_the_rest_is_as_it_was(vae: Any) -> None:
+    pictures, mask = item(3)
+    whole = encode_pictures(vae, pictures, mask, "masked", fingerprint="x")
+    calls: list[int] = []
+    hook = vae.encoder.register_forward_hook(lambda *call: calls.append(len(call[1][0])))
+    try:
+        again = encode_pictures(vae, pictures, mask, "masked", fingerprint="x", known={"source": whole.moments["source"]})
+    finally:
+        hook.remove()
+    assert len(calls) == len(whole.moments) - 1
+    assert set(again.moments) == set(whole.moments)
+    assert all(np.array_equal(again.moments[name], moments) for name, moments in whole.moments.items())
+
+
 def test_infinite_moments_are_refused() -> None:
     pictures, mask = item(4)
     broken = random_vae()

@@ -36,9 +36,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Triplets, of which one was erased and judged, one cannot be decoded, and one has no answer."""
+    """Triplets, of which one was erased and judged, one has the photo of that one, one cannot be decoded, and one has no answer."""
     judged = {"erased": triplet(2, width=100, height=72)["target"], "score": 0.25, "verdict": "rejected"}
-    changed: dict[int, dict[str, Any]] = {1: judged, 3: {"source": image_value(b"no picture")}, 4: {"target": None}}
+    same = {name: triplet(1, width=100, height=72)[name] for name in ("source", "mask", "effect_mask")}
+    changed: dict[int, dict[str, Any]] = {1: judged, 2: same, 3: {"source": image_value(b"no picture")}, 4: {"target": None}}
     return write_triplets(str(tmp_path_factory.mktemp("data")), COUNT, changed=changed, width=100, height=72)
 
 
