@@ -4,9 +4,8 @@
 
 ``FOLDER`` is any input with clean plates, as one folder an item with source.*, mask.*, gt.* and effect_mask.*; erasers get the object mask
 alone. First table: figures of each eraser, mean over items with 95 % interval (``core.metrics``; LPIPS where its weights are at hand).
-Second: what the discriminator says of the truth, of failures made from it, and of the erasers' results. A result counts as good where
-its LPIPS is at most 0.45 of the untouched source's and its shadow residual at most 0.4; as failed from 0.8 of the one, or 0.7 of the
-other, on; what lies between is nobody's. The sheet shows source, mask, every result and the truth; look at it.
+Second: what the discriminator says of the truth, of failures made from it, and of the erasers' results, which ``core.metrics.verdict``
+calls good, failed or neither. The sheet shows source, mask, every result and the truth; look at it.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from core.metrics.comparison import Case, Figures
 from core.metrics.perceptual import Lpips
 from core.metrics.ranking import at_threshold, auroc
 from core.metrics.statistics import bootstrap_mean
+from core.metrics.verdict import measured_success
 from core.readers import open_input
 from core.record import item_seed
 from core.scoring import score_results
@@ -52,6 +52,7 @@ COLUMNS: Final = {
     "seam": ("seam, levels", 2),
 }
 THRESHOLD: Final = 0.9
+MADE: Final = "made: "
 
 
 @dataclass(slots=True)
@@ -72,22 +73,17 @@ def made_failures(case: Case) -> dict[str, Pixels]:
     blurred = cv2.GaussianBlur(case.truth, (0, 0), 8.0)
     brighter = case.truth.astype(np.float32) + np.where(case.mask[..., None] > 0, 14.0, 0.0)
     failures = {
-        "made: shadow left": soft_object * case.truth + (1 - soft_object) * case.source,
-        "made: blurred fill": soft_region * blurred + (1 - soft_region) * case.truth,
-        "made: brighter fill": brighter,
+        f"{MADE}shadow left": soft_object * case.truth + (1 - soft_object) * case.source,
+        f"{MADE}blurred fill": soft_region * blurred + (1 - soft_region) * case.truth,
+        f"{MADE}brighter fill": brighter,
     }
     return {name: np.rint(picture).clip(0, 255).astype(np.uint8) for name, picture in failures.items()}
 
 
 def label(figures: Figures, source: Figures) -> float:
-    """1 = good, 0 = failed, NaN = neither, of an erasure whose clean plate is known; see the module's text."""
-    residual = figures.shadow_residual if figures.shadow_residual is not None else 0.0
-    if figures.lpips is None or not source.lpips:
-        return float("nan")
-    share = figures.lpips / source.lpips
-    if share >= 0.8 or residual >= 0.7:
-        return 0.0
-    return 1.0 if share <= 0.45 and residual <= 0.4 else float("nan")
+    """1 = good, 0 = failed, NaN = neither, of an erasure whose clean plate is known (``core.metrics.verdict``)."""
+    success = measured_success(figures.lpips, source.lpips, figures.shadow_residual)
+    return float("nan") if success is None else float(success)
 
 
 def figures_table(found: Findings) -> list[str]:
@@ -119,18 +115,24 @@ def scores_table(found: Findings) -> list[str]:
             area = f"{auroc(both, np.concatenate([np.ones(len(truth)), np.zeros(int(failed.sum()))])):.3f}"
         share = float(np.mean(scores > THRESHOLD))
         lines.append(f"| {kind} | {len(scores)} | {scores.mean():.3f} | {share:.0%} | {good.sum()} / {failed.sum()} | {area} |")
-    every, labels = (np.concatenate([np.array(part[kind]) for kind in found.scores]) for part in (found.scores, found.labels))
+    every = [kind for kind in found.scores if kind != TRUTH and not kind.startswith(MADE)]
+    return [*lines, "", _judged(found, list(found.scores), "Of all"), _judged(found, every, "Of the source and erasers' results alone,")]
+
+
+def _judged(found: Findings, kinds: Sequence[str], what: str) -> str:
+    """How well scores tell good from failed among these kinds, in a sentence."""
+    scores, labels = (np.concatenate([np.array(part[kind]) for kind in kinds]) for part in (found.scores, found.labels))
     judged = ~np.isnan(labels)
-    every, labels = every[judged], labels[judged]
-    above = at_threshold(every, labels, THRESHOLD)
+    scores, labels = scores[judged], labels[judged]
+    good = int(labels.sum())
+    if good in (0, len(labels)):
+        return f"{what} {len(labels)} judged are {'good' if good else 'failed'}: nothing can be told apart."
+    above = at_threshold(scores, labels, THRESHOLD)
     precision = "none is above" if above.precision is None else f"{above.precision:.3f} of {above.accepted}"
-    error = expected_calibration_error(every, labels)
-    lines += [
-        "",
-        f"Of all {len(labels)} ({int(labels.sum())} good): AUROC {auroc(every, labels):.3f}; precision above {THRESHOLD}: {precision}; "
-        f"recall {above.recall:.3f}; expected calibration error {error:.3f}.",
-    ]
-    return lines
+    return (
+        f"{what} {len(labels)} judged ({good} good): AUROC {auroc(scores, labels):.3f}; precision above {THRESHOLD}: {precision}; "
+        f"recall {above.recall:.3f}; expected calibration error {expected_calibration_error(scores, labels):.3f}."
+    )
 
 
 def sheet_row(pictures: dict[str, Pixels], side: int) -> Pixels:

@@ -1,0 +1,209 @@
+"""Judged erasures for a discriminator, made of triplets: ``python -m training.judged_triplets --help``.
+
+Of every triplet some results of plain erasers (``training.rough_erasers``), of the clean plate itself, and of the edits that
+``training.negatives`` makes. A real eraser fails in two ways that have nothing to do with each other: it draws what does not belong there,
+and it leaves the shadow. So each eraser works on the photo with all, some or none of the object's effects beside the object left, and
+every result is judged by its distance from the clean plate and by the shadow that is left (``core.metrics.verdict``); what is neither a
+success nor a failure is left out. Edits that are made to fail are failures as they are.
+
+The output is a dataset of squares at the discriminator's size, cut out as scoring cuts them, with verdicts: ``cleanplate encode`` and
+``cleanplate train discriminator`` read it. LPIPS judges, so its weights must be at hand (``core.metrics.perceptual``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import torch
+
+from core import storage
+from core.crops import Crop, CropRule, make_crop, take
+from core.errors import UsageError
+from core.fetch import Fetcher
+from core.images import Pixels, encode_image
+from core.ledger import part_name, write_shard
+from core.masks import dilate, encode_mask, soft_mask
+from core.metrics.perceptual import Lpips
+from core.metrics.shadow import shadow_residual
+from core.metrics.verdict import measured_success
+from core.plan import PlanRow
+from core.readers import open_input
+from core.record import RECORD_SCHEMA, empty_record, image_value, item_seed
+from core.scoring import make_views
+from training.negatives import NegativeSettings, judged_pair
+from training.rough_erasers import ROUGH_ERASERS
+from training.script import exit_status
+from training.tiny_base import CARD
+from training.triplets import TrainingPair, fetched_triplet
+
+logger = logging.getLogger(__name__)
+
+CONTEXT: Final = 3.0
+"""Side of the square in which results are made and judged over that of the object's box; scoring sees less of it."""
+LEAST_SIDE: Final = 256
+MASK_GROWTH: Final = 0.12
+"""Most that a mask is grown, over the square root of its area: people draw loosely."""
+SHARD_TRIPLETS: Final = 50
+SUCCESSES: Final = NegativeSettings(accepted=1.0)
+FAILURES: Final = NegativeSettings(accepted=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A result (H, W, 3) uint8, whether it is a success, and how it was made."""
+
+    edited: Pixels
+    success: bool
+    kind: str
+
+
+def judged_results(pair: TrainingPair, other: TrainingPair | None, lpips: Lpips, *, seed: int) -> list[Judged]:
+    """What was made of a triplet and could be judged: a function of both items and the seed.
+
+    Args:
+        pair: the part of a triplet around its object, with its effect mask.
+        other: whose object may be put into the hole.
+        lpips: the judge.
+    """
+    rng = np.random.default_rng(item_seed(f"judged\0{pair.id}", seed))
+    source_distance = lpips.distance(pair.source, pair.target)
+    found = []
+    for number, kind in enumerate(["clean", *rng.permutation(list(ROUGH_ERASERS)).tolist()[:3]]):
+        # of the effects, erasers leave all, some or none; with the truth in the hole, they decide
+        left = (0.0, 1.0, float(rng.random()))[int(rng.integers(3)) if number else 2]
+        edited = _erased(pair, kind, left, rng)
+        residual = shadow_residual(edited, pair.target, pair.source, pair.mask, pair.effect_mask) if pair.effect_mask is not None else None
+        success = measured_success(lpips.distance(edited, pair.target), source_distance, residual)
+        if success is not None:
+            found.append(Judged(edited, success, kind))
+    for number, settings in enumerate((SUCCESSES, FAILURES, FAILURES)):
+        made = judged_pair(pair, other, settings, seed=seed, epoch=number)
+        if made.pair.label is not None:
+            found.append(Judged(made.pair.target, made.pair.label == 1.0, made.kind))
+    return found
+
+
+def _erased(pair: TrainingPair, kind: str, left: float, rng: np.random.Generator) -> Pixels:
+    """The photo without the object, by one eraser, with this share of its effects left beside it."""
+    growth, feather = int(rng.integers(1, 8)), float(rng.uniform(0, 6))
+    hole = dilate(pair.mask, growth) > 0
+    shaded = np.rint(pair.source * np.float32(left) + pair.target * np.float32(1 - left)).astype(np.uint8)
+    photo = np.where(hole[..., None], pair.source, shaded)
+    filled = pair.target if kind == "clean" else ROUGH_ERASERS[kind](photo, hole, rng)
+    soft = soft_mask(hole.astype(np.uint8), feather)[..., None]
+    return np.rint(filled * soft + photo * (1 - soft)).astype(np.uint8)
+
+
+def around_object(pair: TrainingPair) -> TrainingPair:
+    """The square around the object that results are made in."""
+    crop = make_crop(pair.source, pair.mask, CropRule(size=None, context=CONTEXT, feather_px=0, least_side=LEAST_SIDE))
+    source, target, mask = (_square(pixels, crop) for pixels in (pair.source, pair.target, pair.mask))
+    effect_mask = None if pair.effect_mask is None else _square(pair.effect_mask, crop)
+    return replace(pair, source=source, target=target, mask=mask, effect_mask=effect_mask)
+
+
+def _square(pixels: Pixels, crop: Crop) -> Pixels:
+    return np.ascontiguousarray(take(pixels, crop.x, crop.y, crop.side))
+
+
+def judged_records(pair: TrainingPair, other: TrainingPair | None, lpips: Lpips, *, size: int, seed: int) -> list[dict[str, Any]]:
+    """The records (``core.record``) of one triplet, seen as a discriminator of this size sees them."""
+    rng = np.random.default_rng(item_seed(f"seen\0{pair.id}", seed))
+    square = around_object(pair)
+    results = judged_results(square, None if other is None else around_object(other), lpips, seed=seed)
+    growth = int(float(rng.random()) ** 2 * MASK_GROWTH * np.sqrt(cv2.countNonZero(square.mask)))
+    views = make_views(size, square.source, dilate(square.mask, growth), [result.edited for result in results])
+    source, mask = (image_value(data) for data in (encode_image(views.source), encode_mask(views.mask)))
+    return [
+        empty_record(
+            id=f"{pair.id}-{number}-{result.kind}",
+            source=source,
+            mask=mask,
+            erased=image_value(encode_image(view)),
+            category=result.kind,
+            origin="judged",
+            width=size,
+            height=size,
+            verdict="accepted" if result.success else "rejected",
+        )
+        for number, (result, view) in enumerate(zip(results, views.edited, strict=True))
+    ]
+
+
+def write_shards(data: str, output: str, size: int, seed: int, limit: int | None, share: tuple[int, int]) -> Counter[str]:
+    """Writes every ``share[1]``-th shard from the ``share[0]``-th on, and returns the numbers of its items by verdict and kind.
+
+    Shards that are there already are left.
+
+    Raises:
+        UsageError: the data cannot be read, or an item has no target or effect mask; or LPIPS has no weights.
+    """
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    lpips, given, counts = Lpips(device="cpu"), open_input(data), Counter[str]()
+    fetcher = Fetcher(given.base)
+    for number, rows in enumerate(_chunks(islice(given.rows(), limit))):
+        uri = storage.join(output, part_name(1, number))
+        if number % share[1] != share[0] or storage.exists(uri):
+            continue
+        pairs = [pair for row in rows if (pair := fetched_triplet(fetcher, row)).mask.any()]
+        records = []
+        for place, pair in enumerate(pairs):
+            other = pairs[(place + 1) % len(pairs)] if len(pairs) > 1 else None
+            records += judged_records(pair, other, lpips, size=size, seed=seed)
+        counts.update(f"{record['verdict']} {record['category']}" for record in records)
+        write_shard(uri, pa.Table.from_pylist(records, schema=RECORD_SCHEMA))
+    return counts
+
+
+def _chunks(rows: Iterator[PlanRow]) -> Iterator[list[PlanRow]]:
+    while chunk := list(islice(rows, SHARD_TRIPLETS)):
+        yield chunk
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(prog="python -m training.judged_triplets", description=(__doc__ or "").split("\n\n", 1)[0])
+    parser.add_argument("--data", required=True, help="triplets with targets and effect masks (cleanplate compose)")
+    parser.add_argument("--output", required=True, help="folder of the dataset to write; run the same command again to go on with it")
+    parser.add_argument("--size", type=int, default=CARD.size, help="side of the squares, the discriminator's, in pixels")
+    parser.add_argument("--limit", type=int, help="only the first so many triplets")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    return exit_status(partial(_run, options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if min(options.size, options.processes) < 1:
+        raise UsageError("--size and --processes must be at least 1")
+    data, output = (storage.normalize_uri(uri) for uri in (options.data, options.output))
+    write = partial(write_shards, data, output, options.size, options.seed, options.limit)
+    counts = Counter[str]()
+    # not forked: a copy of a process with running threads of torch would wait for them for ever
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+        for part in pool.map(write, [(part, options.processes) for part in range(options.processes)]):
+            counts.update(part)
+    about = {"configuration": {"made_by": "training.judged_triplets", "input": data, "size": options.size, "seed": options.seed}}
+    storage.storage_for(output).write(storage.join(output, "dataset.json"), json.dumps(about, indent=1, sort_keys=True).encode())
+    for name, count in sorted(counts.items()):
+        logger.info("%6d %s", count, name)
+    logger.info("%d judged erasures in %s", counts.total(), output)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
