@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from core.errors import UsageError
 
 FILE_NAME: Final = "pytorch_lora_weights.safetensors"
+OWN_FOLDER: Final = "lcm"
+"""In a model's folder: the adapter for 4 steps that it brings."""
 _PREFIX: Final = "unet."
 
 
@@ -42,13 +44,15 @@ class LoraLayer:
 
 
 def lora_file(path: Path) -> Path:
-    """The adapter file that ``path`` is or holds.
+    """The adapter file that ``path`` is or holds, or that the model in the folder ``path`` brings in ``lcm/``.
 
     Raises:
         UsageError: it is neither a safetensors file nor a folder with one.
     """
     if path.is_file() and path.suffix == ".safetensors":
         return path
+    if (path / OWN_FOLDER / FILE_NAME).is_file():
+        return path / OWN_FOLDER / FILE_NAME
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
         named = [file for file in found if file.name == FILE_NAME] or found

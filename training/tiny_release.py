@@ -1,6 +1,7 @@
 """Puts together what is shipped as ``tiny``: ``python -m training.tiny_release --help``.
 
-The remover's folder with the discriminator in it, every network in half precision, and the card with the licence. Nothing is computed here.
+The remover's folder with the discriminator in it and, where there is one, the adapter for 4 steps; every network in half precision, and the
+card with the licence. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from safetensors.torch import save_file
 from core.checkpoints import read_json
 from core.discriminator_config import FOLDER
 from core.errors import UsageError
+from core.lora import FILE_NAME as LORA_FILE
+from core.lora import OWN_FOLDER as LCM_FOLDER
 from core.model_card import FILE_NAME
 from core.model_files import INDEX_FILE
 from training.objective import published
@@ -32,17 +35,22 @@ FACTS: Final[dict[str, Any]] = {"licence": "Apache-2.0", "trained_by": "cleanpla
 _LEFT_OUT: Final = ("training", "lora", "README.md")
 
 
-def release(remover: Path, discriminator: Path, output: Path) -> Path:
+def release(remover: Path, discriminator: Path, output: Path, lcm: Path | None = None) -> Path:
     """Writes the folder; parts of an earlier one there are replaced, its README stays.
 
     Raises:
         UsageError: one of the folders is not what a training leaves.
     """
-    for folder, file in ((remover, INDEX_FILE), (remover, FILE_NAME), (discriminator, "config.json")):
+    needed = [(remover, INDEX_FILE), (remover, FILE_NAME), (discriminator, "config.json")]
+    parts = [(remover, Path()), (discriminator, Path(FOLDER))]
+    if lcm is not None:
+        needed.append((lcm, LORA_FILE))
+        parts.append((lcm, Path(LCM_FOLDER)))
+    for folder, file in needed:
         if not (folder / file).is_file():
             raise UsageError(f"{folder} has no {file}; give the output of cleanplate train")
     with published(output) as fresh:
-        for source, target in ((remover, fresh), (discriminator, fresh / FOLDER)):
+        for source, target in ((source, fresh / place) for source, place in parts):
             for path in sorted(path for path in source.rglob("*") if path.is_file()):
                 place = path.relative_to(source)
                 if place.parts[0] not in _LEFT_OUT:
@@ -76,13 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--discriminator", type=Path, required=True, help="output of cleanplate train discriminator, on that remover or with its own base/"
     )
+    parser.add_argument("--lcm", type=Path, help="output of cleanplate train lcm, on that remover")
     parser.add_argument("--output", type=Path, required=True, help="gets the model")
     options = parser.parse_args(argv)
     return exit_status(partial(_run, options))
 
 
 def _run(options: argparse.Namespace) -> None:
-    folder = release(options.remover, options.discriminator, options.output)
+    folder = release(options.remover, options.discriminator, options.output, options.lcm)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     logger.info("%s: %.1f MB", folder, size / 1e6)
 

@@ -122,3 +122,12 @@ def test_what_is_no_lora_is_named(tmp_path: Path) -> None:
     (tmp_path / "other.safetensors").touch()
     with pytest.raises(UsageError, match="is no LoRA"):
         lora_file(tmp_path)
+
+
+def test_a_model_may_bring_its_adapter(tmp_path: Path) -> None:
+    """Whatever other weights are in its folder."""
+    (tmp_path / "prompt_embeds.safetensors").touch()
+    (tmp_path / "lcm").mkdir()
+    own = tmp_path / "lcm" / "pytorch_lora_weights.safetensors"
+    own.touch()
+    assert lora_file(tmp_path) == own

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from core.discriminator import Discriminator
@@ -17,6 +18,9 @@ from core.model_files import find_model
 from core.scoring import score_results
 from tests.random_models import random_batch, random_vae
 from training.discriminator import DiscriminatorObjective
+from training.lcm import LcmObjective
+from training.remover_parts import load_parts
+from training.remover_settings import RemoverSettings
 from training.tiny_base import write_base
 from training.tiny_release import main
 
@@ -25,8 +29,6 @@ from training.tiny_release import main
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of an (untrained) remover and of a discriminator on it, as trainings leave them."""
     from core.discriminator_config import DiscriminatorConfig
-    from training.remover_parts import load_parts
-    from training.remover_settings import RemoverSettings
 
     folder = tmp_path_factory.mktemp("trained")
     random_vae(latent_channels=16).save_pretrained(folder / "vae")
@@ -58,6 +60,28 @@ def test_the_release_is_half_as_large_and_does_the_same(trained: tuple[Path, Pat
     assert float(np.abs(ours.astype(int) - theirs).mean()) < 1.0
     scores = [score_results(Discriminator(folder, device="cpu"), picture, mask, [ours])[0] for folder in (output, discriminator)]
     assert scores[0] == pytest.approx(scores[1], abs=0.02)
+
+
+def test_the_adapter_for_4_steps_comes_along(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    remover, discriminator = trained
+    distilled = LcmObjective(load_parts(str(remover), RemoverSettings(conditioning="full", object_token="box")))
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in distilled.parts.unet.named_parameters():
+        if ".lora_B." in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    distilled.save(tmp_path / "lcm")
+    output = tmp_path / "tiny"
+    call = ["--remover", str(remover), "--discriminator", str(discriminator), "--output", str(output)]
+    assert main([*call, "--lcm", str(tmp_path / "nothing")]) == 2
+    assert main([*call, "--lcm", str(tmp_path / "lcm")]) == 0
+    pictures_BHW3, masks_BHW = random_batch(1, 96)
+    picture, mask = pictures_BHW3[0].numpy(), masks_BHW[0].numpy()
+    own, given, without = (
+        load_eraser(str(output), EraserSettings(device="cpu", steps=1, lcm_lora=lora)).erase(picture, mask, 3)
+        for lora in (str(output), str(tmp_path / "lcm"), None)
+    )
+    assert float(np.abs(own.astype(int) - given).mean()) < 1.0
+    assert not np.array_equal(own, without)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path, trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
