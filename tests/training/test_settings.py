@@ -26,6 +26,7 @@ from training.settings import (
     load_recipe,
     recipe_names,
 )
+from training.tiny_base import CARD
 
 OF: dict[str, tuple[ObjectiveName, ...]] = {
     "discriminator": ("discriminator",),
@@ -143,13 +144,13 @@ def test_mixed_is_rorem_at_more_sizes_and_nothing_else() -> None:
 @pytest.mark.parametrize("name", ["tiny-remover", "tiny-lcm", "tiny-discriminator"])
 def test_the_embedded_models_train_on_a_cpu(name: str) -> None:
     found = load_recipe(name, OF[name][0])
-    assert (found.data.sizes, found.data.batch_size, found.optimiser.schedule) == ((256,), 16, "cosine")
+    assert (found.data.sizes, found.data.batch_size, found.optimiser.schedule) == ((CARD.size,), 16, "cosine")
+    assert found.data.latents
     assert 0 < found.optimiser.warmup_steps < found.loop.steps
     assert found.loop.ema_decay is not None
     if found.objective == "remover":
         remover = found.remover
         assert (remover.conditioning, remover.object_token, remover.attention_weight) == ("full", "box", 0.1)
-        assert found.data.latents
 
 
 def test_bases_chain_and_the_nearest_recipe_wins(tmp_path: Path) -> None:
