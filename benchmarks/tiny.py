@@ -14,7 +14,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -115,8 +115,9 @@ def scores_table(found: Findings) -> list[str]:
             area = f"{auroc(both, np.concatenate([np.ones(len(truth)), np.zeros(int(failed.sum()))])):.3f}"
         share = float(np.mean(scores > THRESHOLD))
         lines.append(f"| {kind} | {len(scores)} | {scores.mean():.3f} | {share:.0%} | {good.sum()} / {failed.sum()} | {area} |")
-    every = [kind for kind in found.scores if kind != TRUTH and not kind.startswith(MADE)]
-    return [*lines, "", _judged(found, list(found.scores), "Of all"), _judged(found, every, "Of the source and erasers' results alone,")]
+    erased = [kind for kind in found.scores if kind not in {SOURCE, TRUTH} and not kind.startswith(MADE)]
+    lines += ["", _judged(found, list(found.scores), "Of all")]
+    return [*lines, _judged(found, erased, "Of erasers' results alone,")] if erased else lines
 
 
 def _judged(found: Findings, kinds: Sequence[str], what: str) -> str:
@@ -146,12 +147,14 @@ def sheet_row(pictures: dict[str, Pixels], side: int) -> Pixels:
     return np.hstack(row).astype(np.uint8, copy=False)
 
 
-def load_erasers(models: Sequence[str], steps: Sequence[int]) -> dict[str, Eraser]:
-    """Every network at every number of steps; other erasers once, as they take none."""
+def load_erasers(models: Sequence[str], steps: Sequence[int], lora: str | None) -> dict[str, Eraser]:
+    """Every network at every number of steps, without and with the adapter; other erasers once, as they take neither."""
     found: dict[str, Eraser] = {}
     for model in models:
         if is_network(model):
-            found.update({f"{model}, {count} steps": load_eraser(model, EraserSettings(device="cpu", steps=count)) for count in steps})
+            for own, name in ((None, model), *([(lora, f"{model} with LCM")] if lora else [])):
+                settings = EraserSettings(device="cpu", lcm_lora=own)
+                found.update({f"{name}, {count} steps": load_eraser(model, replace(settings, steps=count)) for count in steps})
         else:
             found[model] = load_eraser(model, EraserSettings(device="cpu"))
     return found
@@ -168,7 +171,7 @@ def load_lpips() -> Lpips | None:
 
 def measure(options: argparse.Namespace) -> tuple[Findings, list[Pixels]]:
     """All findings, and the rows of the contact sheet."""
-    erasers, lpips = load_erasers(options.models, options.steps), load_lpips()
+    erasers, lpips = load_erasers(options.models, options.steps, options.lcm_lora), load_lpips()
     discriminator = None if options.discriminator == "none" else Discriminator(locate(options.discriminator), device="cpu")
     given = open_input(options.pairs)
     fetcher, found, sheet = Fetcher(given.base), Findings(), []
@@ -212,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", required=True, help="folder, manifest or dataset with targets")
     parser.add_argument("--models", nargs="+", default=["opencv", "tiny"])
     parser.add_argument("--steps", nargs="+", type=int, default=[4, 20], help="network calls per image, of models that are networks")
+    parser.add_argument("--lcm-lora", help="adapter with which networks are measured, too")
     parser.add_argument("--discriminator", default="tiny", help="none leaves its table out")
     parser.add_argument("--limit", type=int, help="only the first so many pairs")
     parser.add_argument("--threads", type=int, default=1)

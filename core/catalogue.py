@@ -59,7 +59,7 @@ KNOWN: Final = (
         licence="Apache-2.0",
         commercial="yes",
         steps=4,
-        size=256,
+        size=128,
     ),
     KnownModel(
         name="opencv",

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 THRESHOLD: Final = 128 / 255
 LEAST_CONTRAST: Final = 0.05
 """Range of a map over its mean below which it says nothing: stretching it would make a mask of noise."""
+REFERENCE_SIDE: Final = 512
+"""Side in pixels of the pictures that the reference's kernels are for; on others they are as large in proportion."""
 DILATION: Final = 21
 BLUR: Final = 9
 BLUR_SIGMA: Final = 2.0
@@ -51,18 +53,28 @@ def hard_mask(attention_B1hw: torch.Tensor, height: int, width: int) -> torch.Te
 
 
 def soften(hard_B1HW: torch.Tensor) -> torch.Tensor:
-    """The mask grown by a 21-pixel ellipse and blurred (9 pixels, sigma 2), at least itself: (B, 1, H, W) float32 in [0, 1]."""
-    ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (DILATION, DILATION))
-    kernel = torch.from_numpy(ellipse).to(hard_B1HW.device, torch.float32)[None, None]
-    grown_B1HW = (F.conv2d(hard_B1HW, kernel, padding=DILATION // 2) > 0.5).float()
-    # sums of shifted pictures, not a convolution: its kernels, and with them the last bit, differ from one batch size to another
-    weights = [float(weight) for weight in cv2.getGaussianKernel(BLUR, BLUR_SIGMA).ravel()]
+    """The mask grown by a 21-pixel ellipse and blurred (9 pixels, sigma 2), at least itself: (B, 1, H, W) float32 in [0, 1].
+
+    These are pixels of a picture with a shorter side of ``REFERENCE_SIDE``.
+    """
     height, width = hard_B1HW.shape[-2:]
-    padded = F.pad(grown_B1HW, [BLUR // 2] * 4, mode="reflect")
+    scale = min(height, width) / REFERENCE_SIDE
+    growth, blur = _odd(DILATION * scale), _odd(BLUR * scale)
+    ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (growth, growth))
+    kernel = torch.from_numpy(ellipse).to(hard_B1HW.device, torch.float32)[None, None]
+    grown_B1HW = (F.conv2d(hard_B1HW, kernel, padding=growth // 2) > 0.5).float()
+    # sums of shifted pictures, not a convolution: its kernels, and with them the last bit, differ from one batch size to another
+    weights = [float(weight) for weight in cv2.getGaussianKernel(blur, BLUR_SIGMA * scale).ravel()]
+    padded = F.pad(grown_B1HW, [blur // 2] * 4, mode="reflect")
     nothing = torch.zeros((), device=padded.device)
     rows = sum((padded[:, :, shift : shift + height] * weight for shift, weight in enumerate(weights)), nothing)
     blurred = sum((rows[..., shift : shift + width] * weight for shift, weight in enumerate(weights)), nothing)
     return torch.maximum(blurred, hard_B1HW).clamp(0, 1)
+
+
+def _odd(size: float) -> int:
+    """The odd number that is nearest, at least 3."""
+    return max(3, 2 * round((size - 1) / 2) + 1)
 
 
 def attention_soft_mask(probabilities_BAN: torch.Tensor, height: int, width: int) -> torch.Tensor:

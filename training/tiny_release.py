@@ -66,6 +66,11 @@ def release(remover: Path, discriminator: Path, output: Path, lcm: Path | None =
 
 
 def _copied(path: Path, target: Path) -> None:
+    if path.name == "config.json":
+        # diffusers notes there which folder a network was loaded from, which is nobody else's business
+        told = {name: value for name, value in read_json(path).items() if name != "_name_or_path"}
+        target.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+        return
     if path.suffix != ".safetensors":
         shutil.copyfile(path, target)
         return

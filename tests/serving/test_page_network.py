@@ -92,7 +92,10 @@ def test_strokes_are_taken_while_an_erase_runs(page: PageDriver) -> None:
     page.press("x")
     one = decoded(page.download()[1])
     assert ((one != both).any(axis=2) & (first == 0)).any()
-    np.testing.assert_array_equal(one[:, 280:], decoded(as_png(SAMPLES / "source" / "barn.jpg"))[:, 280:])
+    source = decoded(as_png(SAMPLES / "source" / "barn.jpg")).astype(int)
+    # light may change a little beyond a stroke, where attention says so; what was drawn of the second is as in the photo again
+    assert np.abs(one - source)[second > 0].mean() < 0.5
+    assert np.abs(both - source)[second > 0].mean() > 2
 
 
 def _field(request: Any, name: str) -> str | None:

@@ -112,7 +112,7 @@ def test_what_was_trained_is_a_model_of_the_same_kind(base: Path, tmp_path: Path
     objective.save(tmp_path / "out")
     assert find_model(str(tmp_path / "out")).kind == "objectclear"
     card = read_card(tmp_path / "out")
-    assert (card.conditioning, card.object_token, card.fusion, card.size, card.null_branch) == ("full", "box", "attention", 256, True)
+    assert (card.conditioning, card.object_token, card.fusion, card.size, card.null_branch) == ("full", "box", "attention", CARD.size, True)
     load_parts(str(tmp_path / "out"), SETTINGS)
 
 

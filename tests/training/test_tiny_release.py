@@ -49,6 +49,7 @@ def test_the_release_is_half_as_large_and_does_the_same(trained: tuple[Path, Pat
     assert main(["--remover", str(remover), "--discriminator", str(discriminator), "--output", str(output)]) == 0
     assert (output / "README.md").read_text() == "our own words"
     assert not (output / "training").exists()
+    assert str(remover.parent) not in "".join(path.read_text() for path in output.rglob("*.json")), "a folder of this machine is told"
     assert all(tensor.dtype.itemsize <= 2 for tensor in load_file(output / "unet" / "diffusion_pytorch_model.safetensors").values())
     assert [report.fault for report in check_model(find_model(str(output))) if not report.ok] == []
     assert read_card(output) == read_card(remover)
