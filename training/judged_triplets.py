@@ -58,7 +58,8 @@ MASK_GROWTH: Final = 0.12
 """Most that a mask is grown, over the square root of its area: people draw loosely."""
 SHARD_TRIPLETS: Final = 50
 SUCCESSES: Final = NegativeSettings(accepted=1.0)
-FAILURES: Final = NegativeSettings(accepted=0.0)
+# without OpenCV's inpainting, which is an eraser that people use, and by which a discriminator is judged
+FAILURES: Final = NegativeSettings(accepted=0.0, classical=0.0)
 
 
 @dataclass(frozen=True, slots=True)
