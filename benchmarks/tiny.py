@@ -14,7 +14,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -149,12 +149,14 @@ def sheet_row(pictures: dict[str, Pixels], side: int) -> Pixels:
 
 def load_erasers(models: Sequence[str], steps: Sequence[int], lora: str | None) -> dict[str, Eraser]:
     """Every network at every number of steps, without and with the adapter; other erasers once, as they take neither."""
+    adapters: dict[str, str | None] = {"": None, **({" with LCM": lora} if lora else {})}
     found: dict[str, Eraser] = {}
     for model in models:
         if is_network(model):
-            for own, name in ((None, model), *([(lora, f"{model} with LCM")] if lora else [])):
-                settings = EraserSettings(device="cpu", lcm_lora=own)
-                found.update({f"{name}, {count} steps": load_eraser(model, replace(settings, steps=count)) for count in steps})
+            for name, adapter in adapters.items():
+                for count in steps:
+                    settings = EraserSettings(device="cpu", steps=count, lcm_lora=adapter)
+                    found[f"{model}{name}, {count} steps"] = load_eraser(model, settings)
         else:
             found[model] = load_eraser(model, EraserSettings(device="cpu"))
     return found

@@ -15,11 +15,9 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +25,7 @@ import cv2
 import numpy as np
 import torch
 
-from core.crops import CropRule, at_size, make_crop, take, view_of
+from core.crops import CropRule, at_size, make_crop, mask_at_size, take, view_of
 from core.diffusion import crop_rule
 from core.errors import UsageError
 from core.exemplar import complete_alike
@@ -37,7 +35,7 @@ from core.masks import encode_mask
 from core.readers import open_input
 from core.record import item_seed
 from training.pair_augmentation import PairAugmentation, change_colours, draw_colour
-from training.script import exit_status
+from training.script import exit_status, in_shares, triplets_parser
 from training.tiny_base import CARD
 from training.triplets import TrainingPair, fetched_triplet
 
@@ -62,7 +60,7 @@ def exemplar_view(triplet: TrainingPair, rule: CropRule) -> TrainingPair:
     side = min(crop.side, round(FINENESS * size))
     squares = (take(pixels, crop.x, crop.y, crop.side) for pixels in (triplet.source, triplet.target))
     views = [np.ascontiguousarray(at_size(square, side)) for square in squares]
-    hole = at_size((crop.soft == 1).astype(np.float32), side) > 0
+    hole = mask_at_size(crop.soft == 1, side) > 0
     source, target = (at_size(filled, size) for filled in complete_alike(views[0], views[1:], hole))
     effects = triplet.mask if triplet.effect_mask is None else triplet.effect_mask
     effect_mask = np.maximum((view_of(effects, crop, size) > 127) * np.uint8(255), crop.mask)
@@ -108,14 +106,10 @@ def _write(triplet: TrainingPair, output: Path, name: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(prog="python -m training.exemplar_triplets", description=(__doc__ or "").split("\n\n", 1)[0])
-    parser.add_argument("--data", required=True, help="triplets with targets and effect masks (cleanplate compose)")
+    parser = triplets_parser("training.exemplar_triplets", __doc__)
     parser.add_argument("--output", type=Path, required=True, help="gets source/, mask/, target/ and effect_mask/")
     parser.add_argument("--size", type=int, default=CARD.size, help="side of the views in pixels")
     parser.add_argument("--views", type=int, default=1, help="views of each triplet")
-    parser.add_argument("--limit", type=int, help="only the first so many triplets")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     return exit_status(partial(_run, options))
 
@@ -126,9 +120,7 @@ def _run(options: argparse.Namespace) -> None:
     for role in ROLES:
         (options.output / role).mkdir(parents=True, exist_ok=True)
     write = partial(write_views, options.data, options.output, options.size, options.views, options.seed, options.limit)
-    # not forked: a copy of a process with running threads of torch would wait for them for ever
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        written = sum(pool.map(write, [(part, options.processes) for part in range(options.processes)]))
+    written = sum(in_shares(write, options.processes))
     logger.info("%d views in %s", written, options.output)
 
 

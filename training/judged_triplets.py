@@ -17,11 +17,9 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from typing import Any, Final
 
 import cv2
@@ -45,7 +43,7 @@ from core.record import RECORD_SCHEMA, empty_record, image_value, item_seed
 from core.scoring import make_views
 from training.negatives import NegativeSettings, judged_pair
 from training.rough_erasers import ROUGH_ERASERS
-from training.script import exit_status
+from training.script import exit_status, in_shares, triplets_parser
 from training.tiny_base import CARD
 from training.triplets import TrainingPair, fetched_triplet
 
@@ -84,7 +82,8 @@ def judged_results(pair: TrainingPair, other: TrainingPair | None, lpips: Lpips,
     found = []
     for number, kind in enumerate(["clean", *rng.permutation(list(ROUGH_ERASERS)).tolist()[:3]]):
         # of the effects, erasers leave all, some or none; with the truth in the hole, they decide
-        left = (0.0, 1.0, float(rng.random()))[int(rng.integers(3)) if number else 2]
+        some = float(rng.random())
+        left = (0.0, 1.0, some)[int(rng.integers(3))] if number else some
         edited = _erased(pair, kind, left, rng)
         residual = shadow_residual(edited, pair.target, pair.source, pair.mask, pair.effect_mask) if pair.effect_mask is not None else None
         success = measured_success(lpips.distance(edited, pair.target), source_distance, residual)
@@ -178,13 +177,9 @@ def _chunks(rows: Iterator[PlanRow]) -> Iterator[list[PlanRow]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(prog="python -m training.judged_triplets", description=(__doc__ or "").split("\n\n", 1)[0])
-    parser.add_argument("--data", required=True, help="triplets with targets and effect masks (cleanplate compose)")
+    parser = triplets_parser("training.judged_triplets", __doc__)
     parser.add_argument("--output", required=True, help="folder of the dataset to write; run the same command again to go on with it")
     parser.add_argument("--size", type=int, default=CARD.size, help="side of the squares, the discriminator's, in pixels")
-    parser.add_argument("--limit", type=int, help="only the first so many triplets")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     return exit_status(partial(_run, options))
 
@@ -194,11 +189,7 @@ def _run(options: argparse.Namespace) -> None:
         raise UsageError("--size and --processes must be at least 1")
     data, output = (storage.normalize_uri(uri) for uri in (options.data, options.output))
     write = partial(write_shards, data, output, options.size, options.seed, options.limit)
-    counts = Counter[str]()
-    # not forked: a copy of a process with running threads of torch would wait for them for ever
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        for part in pool.map(write, [(part, options.processes) for part in range(options.processes)]):
-            counts.update(part)
+    counts = sum(in_shares(write, options.processes), Counter[str]())
     about = {"configuration": {"made_by": "training.judged_triplets", "input": data, "size": options.size, "seed": options.seed}}
     storage.storage_for(output).write(storage.join(output, "dataset.json"), json.dumps(about, indent=1, sort_keys=True).encode())
     for name, count in sorted(counts.items()):

@@ -42,20 +42,21 @@ def release(remover: Path, discriminator: Path, output: Path, lcm: Path | None =
         UsageError: one of the folders is not what a training leaves.
     """
     needed = [(remover, INDEX_FILE), (remover, FILE_NAME), (discriminator, "config.json")]
-    parts = [(remover, Path()), (discriminator, Path(FOLDER))]
+    parts = [(remover, ""), (discriminator, FOLDER)]
     if lcm is not None:
         needed.append((lcm, LORA_FILE))
-        parts.append((lcm, Path(LCM_FOLDER)))
+        parts.append((lcm, LCM_FOLDER))
     for folder, file in needed:
         if not (folder / file).is_file():
             raise UsageError(f"{folder} has no {file}; give the output of cleanplate train")
     with published(output) as fresh:
-        for source, target in ((source, fresh / place) for source, place in parts):
+        for source, part in parts:
             for path in sorted(path for path in source.rglob("*") if path.is_file()):
                 place = path.relative_to(source)
                 if place.parts[0] not in _LEFT_OUT:
-                    (target / place).parent.mkdir(parents=True, exist_ok=True)
-                    _copied(path, target / place)
+                    target = fresh / part / place
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _copied(path, target)
         (fresh / FILE_NAME).write_text(json.dumps({**read_json(remover / FILE_NAME), **FACTS}, indent=2) + "\n")
         config = read_json(discriminator / "config.json")
         # its trunk is the remover around it, wherever both were trained, unless it brings one of its own

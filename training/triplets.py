@@ -6,7 +6,7 @@ Files are decoded by ``core.images`` and ``core.masks``, as everywhere else; the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -114,18 +114,12 @@ def fetched_triplet(fetcher: Fetcher, row: PlanRow) -> TrainingPair:
         ItemError: a picture cannot be read or decoded.
         UsageError: the row has no target or no effect mask.
     """
-    item = fetcher.fetch({name: getattr(row, name) for name in row.__slots__})
-    if item.target is None or item.effect_mask is None:
+    values = {name: getattr(row, name) for name in row.__slots__}
+    record = fetcher.fetch_record(values, DEFAULT_MAX_MEGAPIXELS, needs_erasure=False)
+    if record.get("target") is None or record.get("effect_mask") is None:
         raise UsageError(f"{row.id} has no target or no effect mask; take triplets of cleanplate compose")
-    photo = decode_photo(item.source)
-    size = (photo.width, photo.height)
-    return TrainingPair(
-        id=row.id,
-        source=photo.pixels,
-        target=decode_photo(item.target["bytes"]).pixels,
-        mask=decode_mask(item.mask, size).pixels,
-        effect_mask=decode_mask(item.effect_mask["bytes"], size).pixels,
-    )
+    # a verdict is about an erasure, and there is none here
+    return replace(training_pair(record), score=None, verdict=None)
 
 
 def _effect_mask(stored: Mapping[str, Any] | None, size: tuple[int, int], max_megapixels: float) -> Pixels | None:

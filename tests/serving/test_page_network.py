@@ -95,6 +95,9 @@ def test_strokes_are_taken_while_an_erase_runs(page: PageDriver) -> None:
     source = decoded(as_png(SAMPLES / "source" / "barn.jpg")).astype(int)
     # light may change a little beyond a stroke, where attention says so; what was drawn of the second is as in the photo again
     assert np.abs(one - source)[second > 0].mean() < 0.5
+    erase = next(request.url for request in page.requests if request.url.endswith("/erase"))
+    first_alone = requests.get(f"{erase.removesuffix('/erase')}/results/{bases[1]}", timeout=60)
+    np.testing.assert_array_equal(one, decoded(first_alone.content))
     assert np.abs(both - source)[second > 0].mean() > 2
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ from core.images import encode_image
 from core.ledger import write_shard
 from core.masks import encode_mask
 from core.record import RECORD_SCHEMA, empty_record, image_value
+from training.triplets import TrainingPair
 
 
 def triplet(number: int, *, width: int = 96, height: int = 96, **values: Any) -> dict[str, Any]:
@@ -47,4 +49,14 @@ def write_triplets(folder: str, count: int, shards: int = 2, changed: Mapping[in
     for number in range(shards):
         rows = records[number * count // shards : (number + 1) * count // shards]
         write_shard(storage.join(folder, f"part-000001-{number:06d}.parquet"), pa.Table.from_pylist(rows, RECORD_SCHEMA))
+    return folder
+
+
+def write_triplet_files(folder: Path, pairs: Sequence[TrainingPair]) -> Path:
+    """Pairs with effect masks as files, 0.png and so on, in source/, mask/, target/ and effect_mask/ of the folder."""
+    for role in ("source", "mask", "target", "effect_mask"):
+        (folder / role).mkdir(parents=True, exist_ok=True)
+        for number, pair in enumerate(pairs):
+            pixels = getattr(pair, role)
+            (folder / role / f"{number}.png").write_bytes(encode_image(pixels) if pixels.ndim == 3 else encode_mask(pixels))
     return folder

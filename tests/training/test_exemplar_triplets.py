@@ -10,8 +10,8 @@ import pytest
 
 from core.crops import CropRule, make_crop
 from core.diffusion import crop_rule
-from core.images import decode_photo, encode_image
-from core.masks import encode_mask
+from core.images import decode_photo
+from tests.training.support import write_triplet_files
 from training.exemplar_triplets import ROLES, exemplar_view, main
 from training.tiny_base import CARD
 from training.triplets import TrainingPair
@@ -60,14 +60,7 @@ def test_the_network_sees_at_inference_what_it_saw_in_training() -> None:
 
 @pytest.fixture
 def triplets(tmp_path: Path) -> Path:
-    folder = tmp_path / "triplets"
-    for index in range(3):
-        made = scene(seed=index)
-        for role in ROLES:
-            (folder / role).mkdir(parents=True, exist_ok=True)
-            pixels = getattr(made, role)
-            (folder / role / f"{index}.png").write_bytes(encode_image(pixels) if pixels.ndim == 3 else encode_mask(pixels))
-    return folder
+    return write_triplet_files(tmp_path / "triplets", [scene(seed=seed) for seed in range(3)])
 
 
 def test_the_command_writes_views_and_goes_on_where_it_was_stopped(triplets: Path, tmp_path: Path) -> None:

@@ -10,20 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core.images import decode_photo, encode_image
-from core.masks import decode_mask, encode_mask
+from core.images import decode_photo
+from core.masks import decode_mask
 from core.metrics.perceptual import Lpips
 from core.metrics.shadow import shadow_residual
 from core.metrics.verdict import measured_success
 from core.record import record_problem
 from core.scoring import make_views
 from tests.core.metrics.lpips_weights import random_weights
+from tests.training.support import write_triplet_files
 from training.index import Selection, read_index
 from training.judged_triplets import around_object, judged_records, judged_results, main
 from training.rough_erasers import ROUGH_ERASERS
 from training.triplets import TrainingPair
-
-ROLES = ("source", "mask", "target", "effect_mask")
 
 
 def scene(seed: int = 0, width: int = 320, height: int = 240) -> TrainingPair:
@@ -94,15 +93,7 @@ def test_the_draws_are_the_items_own(judge: Lpips) -> None:
 
 @pytest.fixture
 def triplets(tmp_path: Path) -> Path:
-    folder = tmp_path / "triplets"
-    for role in ROLES:
-        (folder / role).mkdir(parents=True)
-    for seed in range(3):
-        pair = scene(seed)
-        for role in ROLES:
-            pixels = getattr(pair, role)
-            (folder / role / f"{seed}.png").write_bytes(encode_image(pixels) if pixels.ndim == 3 else encode_mask(pixels))
-    return folder
+    return write_triplet_files(tmp_path / "triplets", [scene(seed=seed) for seed in range(3)])
 
 
 def test_the_command_writes_a_dataset_that_training_reads(triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
