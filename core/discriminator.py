@@ -184,7 +184,7 @@ class Discriminator:
         for places, count in self._batches(len(masks)):
             mask_B1HW = mask_batch(self._on_device([resized_mask(masks[place], self.size) for place in places]))
             mask_B1hw = latent_mask(mask_B1HW.to(self.dtype), self._factor, self._mask_rule)
-            parts.append(self.network(edited_NLhw[places], mask_B1hw, source_NLhw[places], self.prompt)[:count])
+            parts.append(self.network(edited_NLhw[places], mask_B1hw, source_NLhw[places], self.prompt).logits_B[:count])
         # one copy from the device for all batches
         logits_N = torch.cat(parts).cpu().double().numpy()
         columns = (self.config.probability(logits_N), self.config.raw(logits_N), logits_N)

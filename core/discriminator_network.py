@@ -9,7 +9,7 @@ Legend for shape suffixes: B batch, L latent channels, h w latent sides, T D tok
 from __future__ import annotations
 
 import copy
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import peft
 import torch
@@ -53,8 +53,8 @@ class Trunk(nn.Module):
                 raise UsageError(f"the discriminator needs an SDXL UNet (addition_embed_type text_time); this one has no {name}")
             setattr(self, name, copy.deepcopy(part) if copied else part)
 
-    def forward(self, sample_BChw: torch.Tensor, prompt: PromptEmbeddings, time_ids_B6: torch.Tensor) -> torch.Tensor:
-        """Mid-block feature (B, mid channels, h / 2^k, w / 2^k) of a (B, 2L + 1, h, w) input at timestep 0."""
+    def forward(self, sample_BChw: torch.Tensor, prompt: PromptEmbeddings, time_ids_B6: torch.Tensor) -> list[torch.Tensor]:
+        """Features of a (B, 2L + 1, h, w) input at timestep 0: of every down block, and last (B, mid channels, h / 2^k, w / 2^k)."""
         batch, dtype = len(sample_BChw), sample_BChw.dtype
         timestep_B = torch.zeros(batch, device=sample_BChw.device)
         embedding = self.time_embedding(self.time_proj(timestep_B).to(dtype))
@@ -62,12 +62,21 @@ class Trunk(nn.Module):
         embedding = embedding + self.add_embedding(torch.cat([prompt.pooled_1P.to(dtype).expand(batch, -1), sizes], dim=-1))
         tokens_BTD = prompt.tokens_1TD.to(dtype).expand(batch, -1, -1)
         feature = self.conv_in(sample_BChw)
+        features = []
         for block in self.down_blocks:
             if getattr(block, "has_cross_attention", False):
                 feature, _ = block(hidden_states=feature, temb=embedding, encoder_hidden_states=tokens_BTD)
             else:
                 feature, _ = block(hidden_states=feature, temb=embedding)
-        return self.mid_block(feature, embedding, encoder_hidden_states=tokens_BTD)
+            features.append(feature)
+        return [*features, self.mid_block(feature, embedding, encoder_hidden_states=tokens_BTD)]
+
+
+class Judgement(NamedTuple):
+    """What the network says: logits (B,) float32, and the trunk's features that it says so by, as ``Trunk`` gives them."""
+
+    logits_B: torch.Tensor
+    features: list[torch.Tensor]
 
 
 class DiscriminatorNetwork(nn.Module):
@@ -94,15 +103,17 @@ class DiscriminatorNetwork(nn.Module):
                 parameter.requires_grad_(True)
         channels = list(unet.config.block_out_channels)
         mid_side = config.size // factor // 2 ** (len(channels) - 1)
+        self.feature_channels: list[int] = [*channels, channels[-1]]
         self.head = make_head(int(channels[-1]), config.head_channels or int(channels[-1]), mid_side)
 
     def forward(
         self, edited_BLhw: torch.Tensor, mask_B1hw: torch.Tensor, source_BLhw: torch.Tensor, prompt: PromptEmbeddings
-    ) -> torch.Tensor:
-        """Logits (B,), float32. Latents are scaled posterior means; the source is unmasked; the mask is binary at latent size."""
+    ) -> Judgement:
+        """Latents are scaled posterior means; the source is unmasked; the mask is binary at latent size."""
         sample = torch.cat([edited_BLhw, mask_B1hw.to(edited_BLhw.dtype), source_BLhw], dim=1)
         ids_B6 = time_ids(len(sample), self.config.size, self.config.size, sample.device)
-        return self.head(self.trunk(sample, prompt, ids_B6)).flatten().float()
+        features = self.trunk(sample, prompt, ids_B6)
+        return Judgement(self.head(features[-1]).flatten().float(), features)
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """Tensors of adapters, head and trained parts of the trunk by their names in this module."""

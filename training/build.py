@@ -33,7 +33,8 @@ def build_objective(settings: TrainSettings, device: torch.device | str = "cpu")
         parts.unet.enable_gradient_checkpointing()
     side = settings.data.sizes[0]
     if settings.objective == "discriminator":
-        return DiscriminatorObjective(parts, discriminator_config(settings), copied=False, seed=settings.loop.seed)
+        weight = settings.discriminator.defect_weight
+        return DiscriminatorObjective(parts, discriminator_config(settings), copied=False, seed=settings.loop.seed, defect_weight=weight)
     if settings.objective == "lcm":
         return LcmObjective(parts, settings.lcm)
     # a model is used at the size that it was trained at; of several, at the first

@@ -3,7 +3,7 @@
 Adapters and head (and the configuration's further parts of the trunk) are trained with cross-entropy on the logit, so that its sigmoid is
 a probability; RORem's code takes the squared error of a softplus, which nothing bounds. Labels are from 0 to 1, shares of votes included.
 The network sees posterior-mean latents without noise of the edited and the full source picture, as in scoring, so the loss has nothing
-random.
+random. Beside the judgement the network may learn where an edit is wrong (``training.defects``).
 
 Legend for shape suffixes: B batch, N items, L latent channels, H W picture sides in pixels, h w latent sides.
 """
@@ -18,14 +18,16 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from core.calibration import Calibration, cross_entropy, expected_calibration_error, fit_isotonic, fit_temperature, sigmoid
 from core.conditioning import downsampling_factor, encode_latents, image_batch, latent_mask, mask_batch
 from core.discriminator_config import DiscriminatorConfig
 from core.discriminator_files import save_discriminator
-from core.discriminator_network import DiscriminatorNetwork
+from core.discriminator_network import DiscriminatorNetwork, Judgement
 from core.errors import UsageError
 from core.latent_encoding import moment_latents
+from training.defects import DefectHeads, defect_loss
 from training.objective import Batch, LossResult, Networks, fill_trained
 from training.remover_parts import RemoverParts
 
@@ -39,13 +41,16 @@ class DiscriminatorObjective:
         parts: the model whose UNet is the trunk, its autoencoder, prompt and card (which says how masks are brought to latent size).
         config: shape of adapters and head; its ``base`` is the model's name unless it names one.
         copied: whether the trunk is a copy; False takes the UNet's own parts, which is then spent.
-        seed: of the first weights of adapters and head.
+        seed: of the first weights of adapters and heads.
+        defect_weight: of the loss on where an erasure is wrong (``training.defects``), for items whose clean plate is known; 0: none.
 
     Raises:
         UsageError: the UNet does not fit the configuration, or the head's activation is not a sigmoid.
     """
 
-    def __init__(self, parts: RemoverParts, config: DiscriminatorConfig, *, copied: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self, parts: RemoverParts, config: DiscriminatorConfig, *, copied: bool = True, seed: int = 0, defect_weight: float = 0.0
+    ) -> None:
         if config.activation != "sigmoid":
             raise UsageError(f"activation is {config.activation}; a discriminator is trained with cross-entropy on logits: set sigmoid")
         self.parts = parts
@@ -55,25 +60,35 @@ class DiscriminatorObjective:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = DiscriminatorNetwork(parts.unet, self.config, self._factor, copied=copied)
+            defects = DefectHeads(network.feature_channels) if defect_weight else None
         self.network = network.float().to(parts.vae.device)
+        self.defect_weight = defect_weight
+        self.defects = None if defects is None else defects.to(parts.vae.device)
 
     def networks(self) -> Networks:
         """Adapters, head and trained parts of the one network are trained, its trunk and the autoencoder frozen."""
-        return Networks({"discriminator": self.network}, {"vae": self.parts.vae})
+        beside: dict[str, nn.Module] = {} if self.defects is None else {"defects": self.defects}
+        return Networks({"discriminator": self.network, **beside}, {"vae": self.parts.vae})
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> LossResult:  # noqa: ARG002  # nothing here is random
         """Mean cross-entropy, in nats, over the items; parts ``cross_entropy`` and ``accuracy`` (at probability and label of one half).
+
+        With a ``defect_weight`` that many times the mean cross-entropy of cells is added, the part ``defects``.
 
         Raises:
             UsageError: the batch has no labels, or its pictures are not of the discriminator's size.
         """
         if batch.label_B is None:
             raise UsageError("the discriminator is trained on judged items, and the batch has no label_B: add labels from 0 to 1")
-        logits_B = self.logits(batch)
+        logits_B, features = self._judged(batch)
         label_B = batch.label_B.to(logits_B.device, torch.float32)
         total = F.binary_cross_entropy_with_logits(logits_B, label_B)
         right = ((logits_B.detach() > 0) == (label_B > 0.5)).float().mean()
-        return LossResult(total, {"cross_entropy": total.detach(), "accuracy": right}, len(batch))
+        parts = {"cross_entropy": total.detach(), "accuracy": right}
+        if self.defects is not None:
+            defects = self._defect_loss(batch, features)
+            total, parts["defects"] = total + self.defect_weight * defects, defects.detach()
+        return LossResult(total, parts, len(batch))
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits (B,) float32 of a batch, with a gradient where gradients are on.
@@ -81,14 +96,30 @@ class DiscriminatorObjective:
         Raises:
             UsageError: its pictures are not of the discriminator's size.
         """
+        return self._judged(batch).logits_B
+
+    def _judged(self, batch: Batch) -> Judgement:
         height, width = batch.source_BHW3.shape[1:3]
         if (height, width) != (self.config.size, self.config.size):
             side = self.config.size
             raise UsageError(f"pictures are {height} x {width}; this discriminator looks at {side} x {side}: resize them as scoring does")
-        with torch.no_grad(), torch.autocast(batch.source_BHW3.device.type, enabled=False):
+        # an autoencoder says whether it bears half precision: SDXL's does not
+        exact = bool(self.parts.vae.config.get("force_upcast", True)) or not torch.is_autocast_enabled(batch.source_BHW3.device.type)
+        with torch.no_grad(), torch.autocast(batch.source_BHW3.device.type, enabled=not exact):
             mask_B1hw = latent_mask(mask_batch(batch.mask_BHW), self._factor, self.parts.card.latent_mask)
             edited_BLhw, source_BLhw = self._encoded(batch)
         return self.network(edited_BLhw, mask_B1hw, source_BLhw, self.parts.prompt)
+
+    def _defect_loss(self, batch: Batch, features: list[torch.Tensor]) -> torch.Tensor:
+        if self.defects is None:
+            raise UsageError("this objective has no defect_weight, and so no heads for defects")
+        clean, known = batch.clean_BHW3, batch.has_clean_B
+        if clean is None:
+            # the heads have a gradient all the same, of 0: workers average the gradients of the same parameters
+            clean, known = batch.target_BHW3, torch.zeros(len(batch), device=batch.target_BHW3.device)
+        elif known is None:
+            known = torch.ones(len(batch), device=clean.device)
+        return defect_loss(self.defects(features), batch.target_BHW3, clean, known)
 
     def _encoded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents of edited and source pictures, (B, L, h, w) float32 each; from cached moments where the batch has both."""
@@ -123,7 +154,7 @@ class DiscriminatorObjective:
         }
 
     def trained_state(self) -> dict[str, torch.Tensor]:
-        """Adapters, head and trained parts by ``discriminator.<name>``."""
+        """Adapters, head and trained parts by ``discriminator.<name>``, and what tells defects by ``defects.<name>``."""
         return {name: parameter.detach() for name, parameter in self.networks().trained_parameters().items()}
 
     def load_trained_state(self, state: Mapping[str, torch.Tensor]) -> None:

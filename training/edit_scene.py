@@ -129,7 +129,7 @@ class EditScene:
         """The pair whose target is the photo with ``edited`` (h, w, 3) in this part of it."""
         whole = pair.source.copy()
         whole[self.place] = edited
-        return replace(pair, target=whole, verdict=verdict, score=None)
+        return replace(pair, target=whole, clean=pair.target, verdict=verdict, score=None)
 
     def failed(self, edited: Pixels, defect: NDArray[np.bool_]) -> bool:
         """Whether anybody would see that ``edited`` is wrong within ``defect`` (h, w).

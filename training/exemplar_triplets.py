@@ -87,7 +87,7 @@ def write_views(data: str, output: Path, size: int, views: int, seed: int, limit
                 rule = replace(crop_rule(replace(CARD, size=size)), context=context)
                 seen = exemplar_view(pair, rule)
                 if view:  # the first one is in the photo's own colours
-                    source, target = change_colours(seen.source, seen.target, draw_colour(COLOURS, rng))
+                    source, target = change_colours(seen.source, seen.target, change=draw_colour(COLOURS, rng))
                     seen = replace(seen, source=source, target=target)
                 _write(seen, output, name)
             done += 1

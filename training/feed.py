@@ -46,6 +46,7 @@ class FeedSettings:
         augmentation: crop, flip, colours and mask.
         judged: whether items are judged erasures (for a discriminator) and not pairs with a clean plate.
         negatives: how judged items are made of items that have a clean plate and no judgement.
+        clean_plates: whether judged items bring their clean plate, where it is known.
         seed: of the training; an item's augmentation and noise depend on it, the item's id and the epoch.
         max_megapixels: larger photos are left out.
         latents: what is taken from the data's latents; None: nothing, and data need not have them.
@@ -57,6 +58,7 @@ class FeedSettings:
     augmentation: PairAugmentation = field(default_factory=PairAugmentation)
     judged: bool = False
     negatives: NegativeSettings = field(default_factory=NegativeSettings)
+    clean_plates: bool = False
     seed: int = 0
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
     latents: LatentSettings | None = None
@@ -78,6 +80,8 @@ class Share:
         label: (B,) float32, 0 to 1; -1 where nothing was judged.
         seeds: (B,) int64, of an item's random numbers in this epoch.
         problems: what could not be used, a line each; another item of the same step stands in its place.
+        clean: (B, H, W, 3) uint8 RGB, clean plates of judged items; 0 where they are not known, None where they are not asked for.
+        has_clean: (B,) bool, where they are known.
         target_moments, source_moments: (B, 2 L, h, w) float16 or float32, cached moments of the targets and of the conditioning pictures;
             None where these are to be encoded.
     """
@@ -92,12 +96,15 @@ class Share:
     label: np.ndarray
     seeds: np.ndarray
     problems: tuple[str, ...] = ()
+    clean: np.ndarray | None = None
+    has_clean: np.ndarray | None = None
     target_moments: np.ndarray | None = None
     source_moments: np.ndarray | None = None
 
     def row(self) -> dict[str, Any]:
         """One row of a Ray dataset: arrays as bytes, which pass through Arrow without being looked at."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name)).tobytes() for name in _DTYPES}
+        given = {name: getattr(self, name) for name in _DTYPES}
+        arrays = {name: np.ascontiguousarray(array).tobytes() for name, array in given.items() if array is not None}
         moments = {name: array.tobytes() for name in _MOMENTS if (array := getattr(self, name)) is not None}
         one = self.target_moments
         kind = {"moments_shape": list(one.shape), "moments_dtype": one.dtype.name} if one is not None else {}
@@ -108,8 +115,9 @@ class Share:
     def from_row(cls, row: Mapping[str, Any]) -> Share:
         """What ``row`` made."""
         size = tuple(int(side) for side in row["shape"])
-        shapes = {"source": (*size, 3), "target": (*size, 3), "mask": size, "effect_mask": size}
-        arrays = {name: np.frombuffer(row[name], dtype).reshape(shapes.get(name, size[:1])) for name, dtype in _DTYPES.items()}
+        shapes = {"source": (*size, 3), "target": (*size, 3), "mask": size, "effect_mask": size, "clean": (*size, 3)}
+        kept = {name: dtype for name, dtype in _DTYPES.items() if row.get(name) is not None}
+        arrays = {name: np.frombuffer(row[name], dtype).reshape(shapes.get(name, size[:1])) for name, dtype in kept.items()}
         for name in _MOMENTS:
             if row.get(name) is not None:
                 arrays[name] = np.frombuffer(row[name], str(row["moments_dtype"])).reshape([int(side) for side in row["moments_shape"]])
@@ -133,6 +141,8 @@ class Share:
             has_effect_B=tensor(self.has_effect),
             label_B=None if (self.label < 0).any() else tensor(self.label),
             seeds_B=tensor(self.seeds),
+            clean_BHW3=None if self.clean is None else tensor(self.clean),
+            has_clean_B=None if self.has_clean is None else tensor(self.has_clean),
             target_moments_B2Lhw=None if self.target_moments is None else tensor(self.target_moments),
             source_moments_B2Lhw=None if self.source_moments is None else tensor(self.source_moments),
         )
@@ -146,6 +156,8 @@ _DTYPES: Final = {
     "has_effect": np.dtype(bool),
     "label": np.dtype(np.float32),
     "seeds": np.dtype(np.int64),
+    "clean": np.dtype(np.uint8),
+    "has_clean": np.dtype(bool),
 }
 _MOMENTS: Final = ("target_moments", "source_moments")
 
@@ -209,7 +221,8 @@ class ShareMaker:
                 break
             else:
                 raise ItemError("train", "no_items", f"none of the {count} items of step {step} can be used: {problems[-1]}")
-        return _stacked(step, epoch, pairs, moments, seeds, problems)
+        share = _stacked(step, epoch, pairs, moments, seeds, problems)
+        return _with_clean_plates(share, pairs) if self.settings.clean_plates else share
 
     def _pair(
         self, item: int, neighbour: int, epoch: int, sides: tuple[int, int], records: Records
@@ -246,7 +259,8 @@ class ShareMaker:
 
     def _decoded(self, item: int, answer: AnswerColumn, records: Records) -> TrainingPair:
         record = records[item] if item in records else self._record(item)
-        return training_pair(record, answer=answer, max_megapixels=self.settings.max_megapixels)
+        settings = self.settings
+        return training_pair(record, answer=answer, clean_plate=settings.clean_plates, max_megapixels=settings.max_megapixels)
 
     def _record(self, item: int) -> dict[str, Any]:
         index = self.order.index
@@ -282,6 +296,11 @@ def _stacked(
         target_moments=np.stack([each.target for each in moments]) if moments else None,
         source_moments=np.stack(sources) if sources and len(sources) == len(pairs) else None,
     )
+
+
+def _with_clean_plates(share: Share, pairs: Sequence[TrainingPair]) -> Share:
+    plates = [np.zeros_like(pair.source) if pair.clean is None else pair.clean for pair in pairs]
+    return replace(share, clean=np.stack(plates), has_clean=np.array([pair.clean is not None for pair in pairs]))
 
 
 class Feed(Protocol):

@@ -2,12 +2,13 @@
 
 Of every triplet some results of plain erasers (``training.rough_erasers``), of the clean plate itself, and of the edits that
 ``training.negatives`` makes. A real eraser fails in two ways that have nothing to do with each other: it draws what does not belong there,
-and it leaves the shadow. So each eraser works on the photo with all, some or none of the object's effects beside the object left, and
-every result is judged by its distance from the clean plate and by the shadow that is left (``core.metrics.verdict``); what is neither a
+and it leaves the shadow. So each eraser works on the photo with all, some or none of the object's effects beside the object left. Plain
+erasers hardly ever succeed, and a good result is not the clean plate: so what they draw is mixed with the clean plate, half the time. Every
+result is judged by its distance from the clean plate and by the shadow that is left (``core.metrics.verdict``); what is neither a
 success nor a failure is left out. Edits that are made to fail are failures as they are.
 
-The output is a dataset of squares at the discriminator's size, cut out as scoring cuts them, with verdicts: ``cleanplate encode`` and
-``cleanplate train discriminator`` read it. LPIPS judges, so its weights must be at hand (``core.metrics.perceptual``).
+The output is a dataset of squares at the discriminator's size, cut out as scoring cuts them, with verdicts and the clean plate as target;
+``cleanplate train discriminator`` reads it. LPIPS judges, so its weights must be at hand (``core.metrics.perceptual``).
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ CONTEXT: Final = 3.0
 LEAST_SIDE: Final = 256
 MASK_GROWTH: Final = 0.12
 """Most that a mask is grown, over the square root of its area: people draw loosely."""
+WHOLLY: Final = 0.5
+"""Probability that what an eraser draws is left as it is; else any share of it is the clean plate's."""
 SHARD_TRIPLETS: Final = 50
 SUCCESSES: Final = NegativeSettings(accepted=1.0)
 # without OpenCV's inpainting, which is an eraser that people use, and by which a discriminator is judged
@@ -84,7 +87,8 @@ def judged_results(pair: TrainingPair, other: TrainingPair | None, lpips: Lpips,
         # of the effects, erasers leave all, some or none; with the truth in the hole, they decide
         some = float(rng.random())
         left = (0.0, 1.0, some)[int(rng.integers(3))] if number else some
-        edited = _erased(pair, kind, left, rng)
+        drawn = 1.0 if rng.random() < WHOLLY else float(rng.random())
+        edited = _erased(pair, kind, left, drawn, rng)
         residual = shadow_residual(edited, pair.target, pair.source, pair.mask, pair.effect_mask) if pair.effect_mask is not None else None
         success = measured_success(lpips.distance(edited, pair.target), source_distance, residual)
         if success is not None:
@@ -96,13 +100,13 @@ def judged_results(pair: TrainingPair, other: TrainingPair | None, lpips: Lpips,
     return found
 
 
-def _erased(pair: TrainingPair, kind: str, left: float, rng: np.random.Generator) -> Pixels:
-    """The photo without the object, by one eraser, with this share of its effects left beside it."""
+def _erased(pair: TrainingPair, kind: str, left: float, drawn: float, rng: np.random.Generator) -> Pixels:
+    """The photo without the object, by one eraser and else (1 - ``drawn``) the truth, with this share of its effects left beside it."""
     growth, feather = int(rng.integers(1, 8)), float(rng.uniform(0, 6))
     hole = dilate(pair.mask, growth) > 0
     shaded = np.rint(pair.source * np.float32(left) + pair.target * np.float32(1 - left)).astype(np.uint8)
     photo = np.where(hole[..., None], pair.source, shaded)
-    filled = pair.target if kind == "clean" else ROUGH_ERASERS[kind](photo, hole, rng)
+    filled = pair.target if kind == "clean" else ROUGH_ERASERS[kind](photo, hole, rng) * drawn + pair.target * (1 - drawn)
     soft = soft_mask(hole.astype(np.uint8), feather)[..., None]
     return np.rint(filled * soft + photo * (1 - soft)).astype(np.uint8)
 
@@ -125,13 +129,15 @@ def judged_records(pair: TrainingPair, other: TrainingPair | None, lpips: Lpips,
     square = around_object(pair)
     results = judged_results(square, None if other is None else around_object(other), lpips, seed=seed)
     growth = int(float(rng.random()) ** 2 * MASK_GROWTH * np.sqrt(cv2.countNonZero(square.mask)))
-    views = make_views(size, square.source, dilate(square.mask, growth), [result.edited for result in results])
-    source, mask = (image_value(data) for data in (encode_image(views.source), encode_mask(views.mask)))
+    views = make_views(size, square.source, dilate(square.mask, growth), [square.target, *(result.edited for result in results)])
+    pictures = (encode_image(views.source), encode_mask(views.mask), encode_image(views.edited[0]))
+    source, mask, target = (image_value(data) for data in pictures)
     return [
         empty_record(
             id=f"{pair.id}-{number}-{result.kind}",
             source=source,
             mask=mask,
+            target=target,
             erased=image_value(encode_image(view)),
             category=result.kind,
             origin="judged",
@@ -139,7 +145,7 @@ def judged_records(pair: TrainingPair, other: TrainingPair | None, lpips: Lpips,
             height=size,
             verdict="accepted" if result.success else "rejected",
         )
-        for number, (result, view) in enumerate(zip(results, views.edited, strict=True))
+        for number, (result, view) in enumerate(zip(results, views.edited[1:], strict=True))
     ]
 
 

@@ -44,6 +44,8 @@ class Batch:
         effect_mask_BHW: uint8, above 127 = the object and its shadow and reflection; None where that is not known of any item.
         has_effect_B: bool, of which items it is known; None: of all, where there is an ``effect_mask_BHW``.
         label_B: from 0 (rejected) to 1 (accepted), a share of votes is allowed; None where nothing was judged.
+        clean_BHW3: uint8 RGB, beside an edited picture that is judged the clean plate; None where it is not known of any item.
+        has_clean_B: bool, of which items it is known; None: of all, where there is a ``clean_BHW3``.
         seeds_B: int64, from 0: where all random numbers of an item come from; the data feed makes them of item and epoch. None: they are
             drawn from the generator that is given to the loss.
         target_moments_B2Lhw, source_moments_B2Lhw: floating, cached moments (``core.latent_cache``) of the targets and of the conditioning
@@ -59,6 +61,8 @@ class Batch:
     effect_mask_BHW: torch.Tensor | None = None
     has_effect_B: torch.Tensor | None = None
     label_B: torch.Tensor | None = None
+    clean_BHW3: torch.Tensor | None = None
+    has_clean_B: torch.Tensor | None = None
     seeds_B: torch.Tensor | None = None
     target_moments_B2Lhw: torch.Tensor | None = None
     source_moments_B2Lhw: torch.Tensor | None = None
@@ -74,6 +78,8 @@ class Batch:
             "effect_mask_BHW": (shape[:3], True),
             "has_effect_B": (shape[:1], False),
             "label_B": (shape[:1], False),
+            "clean_BHW3": (shape, True),
+            "has_clean_B": (shape[:1], False),
             "seeds_B": (shape[:1], False),
         }
         for name, (size, picture) in wanted.items():

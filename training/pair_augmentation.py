@@ -117,7 +117,8 @@ def augment_pair(
     flip = bool(rng.random() < settings.flip)
     colour = draw_colour(settings, rng)
     source = picture_view(pair.source, window, size)
-    target = source if blank else picture_view(pair.target, window, size)
+    answers = [answer for answer in (pair.target, pair.clean) if answer is not None]
+    target, *clean = [source] * len(answers) if blank else [picture_view(answer, window, size) for answer in answers]
     mask = mask_view(pair.mask, window, size)
     effect_mask = None if pair.effect_mask is None else mask_view(pair.effect_mask, window, size)
     if blank:  # the effects go with the object: a loss on them would ask for an object that is not named
@@ -125,11 +126,11 @@ def augment_pair(
         effect_mask = None if effect_mask is None else np.zeros_like(effect_mask)
     else:
         mask = augment_mask(mask, rng, settings.mask)
-    source, target = change_colours(source, target, colour)
+    source, target, *clean = change_colours(source, target, *clean, change=colour)
     if flip:
-        source, target, mask = (np.ascontiguousarray(array[:, ::-1]) for array in (source, target, mask))
+        source, target, mask, *clean = (np.ascontiguousarray(array[:, ::-1]) for array in (source, target, mask, *clean))
         effect_mask = None if effect_mask is None else np.ascontiguousarray(effect_mask[:, ::-1])
-    return replace(pair, source=source, target=target, mask=mask, effect_mask=effect_mask)
+    return replace(pair, source=source, target=target, mask=mask, effect_mask=effect_mask, clean=clean[0] if clean else None)
 
 
 def centroid(mask: Pixels) -> tuple[int, int]:
@@ -254,16 +255,16 @@ def draw_colour(settings: PairAugmentation, rng: np.random.Generator) -> ColourC
     return ColourChange(brightness, contrast, saturation, int(rng.integers(-settings.hue, settings.hue + 1)))
 
 
-def change_colours(source: Pixels, target: Pixels, change: ColourChange) -> tuple[Pixels, Pixels]:
-    """Both pictures (H, W, 3) uint8 RGB with the same function of each pixel: where they were equal, they still are, bit for bit.
+def change_colours(source: Pixels, *others: Pixels, change: ColourChange) -> list[Pixels]:
+    """All pictures (H, W, 3) uint8 RGB with the same function of each pixel: where they were equal, they still are, bit for bit.
 
-    Contrast pivots on one grey for both, the mean luminance of the source. (Each picture's own mean, as in the reference code, shifts the
+    Contrast pivots on one grey for all, the mean luminance of the source. (Each picture's own mean, as in the reference code, shifts the
     background of one against that of the other.) Values are rounded to nearest once, at the end.
     """
     if change == ColourChange():
-        return source, target
+        return [source, *others]
     pivot = float(cv2.cvtColor(source, cv2.COLOR_RGB2GRAY).mean()) / 255 * change.brightness
-    return _changed(source, change, pivot), _changed(target, change, pivot)
+    return [_changed(picture, change, pivot) for picture in (source, *others)]
 
 
 def _changed(pixels: Pixels, change: ColourChange, pivot: float) -> Pixels:

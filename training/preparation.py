@@ -64,6 +64,7 @@ def feed_settings(settings: TrainSettings) -> FeedSettings:
         augmentation=settings.data.augmentation,
         judged=settings.objective == "discriminator",
         negatives=settings.data.negatives,
+        clean_plates=settings.objective == "discriminator" and settings.discriminator.defect_weight > 0,
         seed=settings.loop.seed,
         max_megapixels=settings.data.max_megapixels,
         latents=latent_settings(settings),

@@ -21,6 +21,8 @@ RoughEraser = Callable[[Pixels, Hole, np.random.Generator], Pixels]
 
 OFFSETS: Final = 48
 """Places that ``moved`` tries."""
+MORE_OFFSETS: Final = 400
+"""Places that ``matched`` tries."""
 RING_PX: Final = 5
 """Width of the ring around the hole in which a place is compared, in pixels."""
 
@@ -33,27 +35,51 @@ def smooth(photo: Pixels, hole: Hole, rng: np.random.Generator) -> Pixels:
 def mean_tone(photo: Pixels, hole: Hole, rng: np.random.Generator) -> Pixels:
     """A wide mean of what surrounds the hole, weighted by nearness: no structure at all."""
     sigma = max(2.0, float(np.sqrt(hole.sum())) * float(rng.uniform(0.1, 0.3)))
-    known = (~hole).astype(np.float32)
-    factor = min(1.0, 6.0 / sigma)  # a wide blur is the same on a small picture, and many times as fast
-    height, width = hole.shape
-    small = (max(8, round(width * factor)), max(8, round(height * factor)))
-    colours, weight = (
-        cv2.GaussianBlur(cv2.resize(values, small, interpolation=cv2.INTER_AREA), (0, 0), sigma * factor) + 1e-4
-        for values in (photo * known[..., None], known)
-    )
-    tone = cv2.resize(colours / weight[..., None], (width, height), interpolation=cv2.INTER_LINEAR)
+    tone = _spread(photo.astype(np.float32), ~hole, sigma)
     return np.where(hole[..., None], np.clip(np.rint(tone), 0, 255), photo).astype(np.uint8)
+
+
+def _spread(values_HW3: NDArray[np.float32], known: Hole, sigma: float) -> NDArray[np.float32]:
+    """Everywhere the mean of the known values, weighted by nearness."""
+    weights = known.astype(np.float32)
+    factor = min(1.0, 6.0 / sigma)  # a wide blur is the same on a small picture, and many times as fast
+    height, width = known.shape
+    small = (max(8, round(width * factor)), max(8, round(height * factor)))
+    total, weight = (
+        cv2.GaussianBlur(cv2.resize(each, small, interpolation=cv2.INTER_AREA), (0, 0), sigma * factor)
+        for each in (values_HW3 * weights[..., None], weights)
+    )
+    # far from all that is known both are next to nothing, and so is the mean
+    return np.asarray(cv2.resize(total / (weight + 1e-4)[..., None], (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def moved(photo: Pixels, hole: Hole, rng: np.random.Generator) -> Pixels:
     """One piece of the photo from elsewhere: of some places that were drawn, that whose rim fits the hole's best."""
+    return _moved(photo, hole, rng, OFFSETS)
+
+
+def matched(photo: Pixels, hole: Hole, rng: np.random.Generator) -> Pixels:
+    """A piece from the best of many places, its tones made those of the hole's rim: the one of these that may pass for an erasure."""
+    piece = _moved(photo, hole, rng, MORE_OFFSETS, rim=True)
+    ring = _ring(hole)
+    apart = photo.astype(np.float32) - piece
+    tone = _spread(apart, ring, max(2.0, 0.15 * float(np.sqrt(hole.sum()))))
+    return np.where(hole[..., None], np.clip(np.rint(piece + tone), 0, 255), photo).astype(np.uint8)
+
+
+def _ring(hole: Hole) -> Hole:
+    return (cv2.dilate(hole.astype(np.uint8), np.ones((2 * RING_PX + 1,) * 2, np.uint8)) > 0) & ~hole
+
+
+def _moved(photo: Pixels, hole: Hole, rng: np.random.Generator, offsets: int, *, rim: bool = False) -> Pixels:
+    """The photo with a piece of it in the hole; with ``rim`` also in the ring around it. Where no place has room, ``smooth``'s."""
     height, width = hole.shape
     rows, columns = np.nonzero(hole)
     top, bottom, left, right = int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1
-    ring = (cv2.dilate(hole.astype(np.uint8), np.ones((2 * RING_PX + 1,) * 2, np.uint8)) > 0) & ~hole
+    ring = _ring(hole)
     ring_rows, ring_columns = np.nonzero(ring)
     best, least = (0, 0), np.inf
-    for _ in range(OFFSETS):
+    for _ in range(offsets):
         down, along = int(rng.integers(-top, height - bottom + 1)), int(rng.integers(-left, width - right + 1))
         there = (np.clip(ring_rows + down, 0, height - 1), np.clip(ring_columns + along, 0, width - 1))
         if hole[rows + down, columns + along].any():
@@ -64,6 +90,10 @@ def moved(photo: Pixels, hole: Hole, rng: np.random.Generator) -> Pixels:
     if least == np.inf:  # nowhere is room for the whole piece
         return smooth(photo, hole, rng)
     filled = photo.copy()
+    if rim:
+        filled[ring_rows, ring_columns] = photo[
+            np.clip(ring_rows + best[0], 0, height - 1), np.clip(ring_columns + best[1], 0, width - 1)
+        ]
     filled[rows, columns] = photo[rows + best[0], columns + best[1]]
     return filled
 
@@ -81,4 +111,10 @@ def mirrored(photo: Pixels, hole: Hole, rng: np.random.Generator) -> Pixels:
     return np.ascontiguousarray(filled if across else filled.swapaxes(0, 1))
 
 
-ROUGH_ERASERS: Final[Mapping[str, RoughEraser]] = {"smooth": smooth, "mean_tone": mean_tone, "moved": moved, "mirrored": mirrored}
+ROUGH_ERASERS: Final[Mapping[str, RoughEraser]] = {
+    "smooth": smooth,
+    "mean_tone": mean_tone,
+    "moved": moved,
+    "matched": matched,
+    "mirrored": mirrored,
+}

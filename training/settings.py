@@ -69,9 +69,14 @@ class DiscriminatorSettings:
     head_channels: int | None = None
     trained_parts: tuple[str, ...] = ()
     """Parts of the trunk that are trained in full beside the adapters."""
+    defect_weight: float = 0.0
+    """Of the loss on where an erasure is wrong, for items whose clean plate is known (``training.defects``); 0: none."""
     threshold: float = 0.9
     calibration: CalibrationKind = "temperature"
     """Map from logit to probability that is fitted on held-out items at the end."""
+
+    def __post_init__(self) -> None:
+        _check("discriminator", "defect_weight", self.defect_weight, "0 or more", 0 <= self.defect_weight < float("inf"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

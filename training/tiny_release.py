@@ -1,7 +1,8 @@
 """Puts together what is shipped as ``tiny``: ``python -m training.tiny_release --help``.
 
 The remover's folder with the discriminator in it and, where there is one, the adapter for 4 steps; every network in half precision, and the
-card with the licence. Nothing is computed here.
+card with the licence. A discriminator on a trunk of its own (``training.tiny_trunk``) brings it along, and what was trained of the trunk
+is then in the trunk and not beside it, or it would be shipped twice. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Any, Final
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from core.checkpoints import read_json
-from core.discriminator_config import FOLDER
+from core.discriminator_config import FOLDER, WEIGHTS_FILE
 from core.errors import UsageError
 from core.lora import FILE_NAME as LORA_FILE
 from core.lora import OWN_FOLDER as LCM_FOLDER
@@ -32,11 +33,19 @@ from training.script import exit_status
 logger = logging.getLogger(__name__)
 
 FACTS: Final[dict[str, Any]] = {"licence": "Apache-2.0", "trained_by": "cleanplate train, recipes tiny-remover and tiny-discriminator"}
+BASE_FOLDER: Final = "base"
+UNET_FILE: Final = "diffusion_pytorch_model.safetensors"
 _LEFT_OUT: Final = ("training", "lora", "README.md")
 
 
-def release(remover: Path, discriminator: Path, output: Path, lcm: Path | None = None) -> Path:
+def release(remover: Path, discriminator: Path, output: Path, lcm: Path | None = None, trunk: Path | None = None) -> Path:
     """Writes the folder; parts of an earlier one there are replaced, its README stays.
+
+    Args:
+        remover: output of its training.
+        discriminator: of its; on ``remover``, or on ``trunk``.
+        lcm: of its.
+        trunk: the model that the discriminator was trained on.
 
     Raises:
         UsageError: one of the folders is not what a training leaves.
@@ -46,6 +55,9 @@ def release(remover: Path, discriminator: Path, output: Path, lcm: Path | None =
     if lcm is not None:
         needed.append((lcm, LORA_FILE))
         parts.append((lcm, LCM_FOLDER))
+    if trunk is not None:
+        needed.append((trunk, INDEX_FILE))
+        parts.append((trunk, f"{FOLDER}/{BASE_FOLDER}"))
     for folder, file in needed:
         if not (folder / file).is_file():
             raise UsageError(f"{folder} has no {file}; give the output of cleanplate train")
@@ -60,10 +72,28 @@ def release(remover: Path, discriminator: Path, output: Path, lcm: Path | None =
         (fresh / FILE_NAME).write_text(json.dumps({**read_json(remover / FILE_NAME), **FACTS}, indent=2) + "\n")
         config = read_json(discriminator / "config.json")
         # its trunk is the remover around it, wherever both were trained, unless it brings one of its own
-        if config.get("base") != "base" or not (discriminator / "base").is_dir():
-            config.pop("base", None)
+        config.pop("base", None)
+        if trunk is not None:
+            _fold(fresh / FOLDER)
+            config |= {"base": BASE_FOLDER, "trained_parts": []}
         (fresh / FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return output
+
+
+def _fold(discriminator: Path) -> None:
+    """Moves what was trained of the trunk from the discriminator's file into the UNet of the base in the same folder."""
+    own, unet = discriminator / WEIGHTS_FILE, discriminator / BASE_FOLDER / "unet" / UNET_FILE
+    trained, weights = load_file(own), load_file(unet)
+    moved = {name: name.removeprefix("trunk.").replace(".base_layer.", ".") for name in trained if _is_trunks(name)}
+    wrong = sorted(place for name, place in moved.items() if place not in weights or weights[place].shape != trained[name].shape)
+    if wrong:
+        raise UsageError(f"the trunk's UNet has no {', '.join(wrong[:3])} like it; give the model that the discriminator was trained on")
+    save_file(weights | {place: trained[name] for name, place in moved.items()}, unet, metadata={"format": "pt"})
+    save_file({name: value for name, value in trained.items() if name not in moved}, own, metadata={"format": "pt"})
+
+
+def _is_trunks(name: str) -> bool:
+    return name.startswith("trunk.") and ".lora_" not in name
 
 
 def _copied(path: Path, target: Path) -> None:
@@ -88,8 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.tiny_release", description=(__doc__ or "").split("\n\n", 1)[0])
     parser.add_argument("--remover", type=Path, required=True, help="output of cleanplate train remover")
     parser.add_argument(
-        "--discriminator", type=Path, required=True, help="output of cleanplate train discriminator, on that remover or with its own base/"
+        "--discriminator", type=Path, required=True, help="output of cleanplate train discriminator, on that remover or on --trunk"
     )
+    parser.add_argument("--trunk", type=Path, help="the model that the discriminator was trained on, where that is not the remover")
     parser.add_argument("--lcm", type=Path, help="output of cleanplate train lcm, on that remover")
     parser.add_argument("--output", type=Path, required=True, help="gets the model")
     options = parser.parse_args(argv)
@@ -97,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    folder = release(options.remover, options.discriminator, options.output, options.lcm)
+    folder = release(options.remover, options.discriminator, options.output, options.lcm, options.trunk)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     logger.info("%s: %.1f MB", folder, size / 1e6)
 

@@ -31,6 +31,7 @@ class TrainingPair:
         target: (H, W, 3) uint8 RGB, the same photo as it should be without (or, for a discriminator, as some eraser left it).
         mask: (H, W) uint8, 255 = remove, 0 = keep; empty only where nothing is to be removed and ``target`` is ``source``.
         effect_mask: (H, W) uint8, 255 = the object with its shadow and reflection; None where nobody has marked them.
+        clean: (H, W, 3) uint8 RGB, for a discriminator the clean plate beside an eraser's ``target``; None where it is not known.
         score: the discriminator's probability of success, 0 to 1, or None.
         verdict: ``accepted``, ``rejected``, ``uncertain`` or None.
 
@@ -43,12 +44,13 @@ class TrainingPair:
     target: Pixels
     mask: Pixels
     effect_mask: Pixels | None = None
+    clean: Pixels | None = None
     score: float | None = None
     verdict: str | None = None
 
     def __post_init__(self) -> None:
         size = self.source.shape[:2]
-        wanted = {"source": (*size, 3), "target": (*size, 3), "mask": size, "effect_mask": size}
+        wanted = {"source": (*size, 3), "target": (*size, 3), "mask": size, "effect_mask": size, "clean": (*size, 3)}
         for name, shape in wanted.items():
             array = getattr(self, name)
             if array is not None and (array.shape != shape or array.dtype != np.uint8):
@@ -61,13 +63,18 @@ class TrainingPair:
 
 
 def training_pair(
-    record: Mapping[str, Any], *, answer: AnswerColumn = "target", max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
+    record: Mapping[str, Any],
+    *,
+    answer: AnswerColumn = "target",
+    clean_plate: bool = False,
+    max_megapixels: float = DEFAULT_MAX_MEGAPIXELS,
 ) -> TrainingPair:
     """Decode a record (``core.record``).
 
     Args:
         record: a row with image columns as ``{"bytes": ..., "path": ...}``; columns that may be null may also be missing.
         answer: the column for ``TrainingPair.target``: ``target`` to train a remover, ``erased`` to train a discriminator.
+        clean_plate: whether ``TrainingPair.clean`` is wanted: the column ``target`` of a record whose ``answer`` is ``erased``.
         max_megapixels: as in ``core.images.decode_photo``.
 
     Raises:
@@ -86,22 +93,17 @@ def training_pair(
         hint = "ground truth or an accepted erasure: filter on it" if answer == "target" else "an erasure: run cleanplate clean"
         raise ItemError("decode", f"no_{answer}", f"record {record['id']!r} has no {answer}; training needs {hint}")
     source = decode_photo(record["source"]["bytes"], max_megapixels=max_megapixels)
-    target = decode_picture(stored["bytes"], noun=answer, prefix=f"{answer}_", max_megapixels=max_megapixels)
     size = (source.width, source.height)
-    if (target.width, target.height) != size:
-        raise ItemError(
-            "decode",
-            f"{answer}_size_mismatch",
-            f"the {answer} is {target.width} x {target.height} and the photo {size[0]} x {size[1]} pixels; a pair needs one size",
-        )
+    beside = record.get("target") if clean_plate and answer == "erased" else None
     mask = decode_mask(record["mask"]["bytes"], size, max_megapixels=max_megapixels).pixels
     score = record.get("score")
     return TrainingPair(
         id=str(record["id"]),
         source=source.pixels,
-        target=target.pixels,
+        target=_answer(stored, answer, size, max_megapixels),
         mask=mask,
         effect_mask=_effect_mask(record.get("effect_mask"), size, max_megapixels),
+        clean=None if beside is None else _answer(beside, "target", size, max_megapixels),
         score=None if score is None else float(score),
         verdict=record.get("verdict"),
     )
@@ -120,6 +122,17 @@ def fetched_triplet(fetcher: Fetcher, row: PlanRow) -> TrainingPair:
         raise UsageError(f"{row.id} has no target or no effect mask; take triplets of cleanplate compose")
     # a verdict is about an erasure, and there is none here
     return replace(training_pair(record), score=None, verdict=None)
+
+
+def _answer(stored: Mapping[str, Any], column: AnswerColumn, size: tuple[int, int], max_megapixels: float) -> Pixels:
+    picture = decode_picture(stored["bytes"], noun=column, prefix=f"{column}_", max_megapixels=max_megapixels)
+    if (picture.width, picture.height) != size:
+        raise ItemError(
+            "decode",
+            f"{column}_size_mismatch",
+            f"the {column} is {picture.width} x {picture.height} and the photo {size[0]} x {size[1]} pixels; a pair needs one size",
+        )
+    return picture.pixels
 
 
 def _effect_mask(stored: Mapping[str, Any] | None, size: tuple[int, int], max_megapixels: float) -> Pixels | None:

@@ -65,21 +65,21 @@ def test_trunk_equals_the_mid_block_of_diffusers_own_forward() -> None:
         torch.cat([edited, mask, source], dim=1), 0, encoder_hidden_states=prompt.tokens_1TD.expand(2, -1, -1),
         added_cond_kwargs={"text_embeds": prompt.pooled_1P.expand(2, -1), "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)},
     )  # fmt: skip
-    torch.testing.assert_close(network(edited, mask, source, prompt), network.head(seen[0]).flatten())
+    torch.testing.assert_close(network(edited, mask, source, prompt).logits_B, network.head(seen[0]).flatten())
 
 
 @torch.no_grad()
 def test_merged_adapters_give_the_same_and_the_remover_is_untouched() -> None:
     unet, network, inputs = small()
     before = {name: value.clone() for name, value in unet.state_dict().items()}
-    plain = network(*inputs)
+    plain = network(*inputs).logits_B
     for name, value in network.named_parameters():
         if ".lora_B" in name:
             value.normal_(0, 0.05)
-    adapted = network(*inputs)
+    adapted = network(*inputs).logits_B
     assert (adapted - plain).abs().min() > 1e-4
     network.merge()
-    torch.testing.assert_close(network(*inputs), adapted)
+    torch.testing.assert_close(network(*inputs).logits_B, adapted)
     assert all(torch.equal(value, unet.state_dict()[name]) for name, value in before.items())
 
 
@@ -91,7 +91,7 @@ def test_a_trunk_that_is_not_copied_takes_the_unets_own_parts() -> None:
 
 def test_only_what_is_trained_has_gradients() -> None:
     _, network, inputs = small(trained_parts=("conv_in",), head_channels=96)
-    network(*inputs).sum().backward()
+    network(*inputs).logits_B.sum().backward()
     with_gradient = {name for name, value in network.named_parameters() if value.grad is not None}
     assert with_gradient == set(network.trained_state())
     assert {"trunk.conv_in.weight", "head.0.weight"} <= with_gradient

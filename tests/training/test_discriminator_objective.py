@@ -30,17 +30,19 @@ def parts(**changes: Any) -> RemoverParts:
     return replace(made, **changes)
 
 
-def items(count: int) -> Batch:
+def items(count: int, *, clean: torch.Tensor | None = None) -> Batch:
+    """Judged items; ``clean`` says of which the clean plate, a flat grey, is known."""
     source, mask = random_batch(count)
     edited = source.clone()
     for index in range(count):
         edited[index][mask[index] > 0] = 60 * index % 255
-    return Batch(source, edited, mask, label_B=torch.tensor([0.0, 1.0, 1 / 3, 1.0][:count]))
+    plates = {} if clean is None else {"clean_BHW3": torch.full_like(source, 128), "has_clean_B": clean}
+    return Batch(source, edited, mask, label_B=torch.tensor([0.0, 1.0, 1 / 3, 1.0][:count]), **plates)
 
 
-def made(**changes: Any) -> DiscriminatorObjective:
+def made(*, defect_weight: float = 0.0, **changes: Any) -> DiscriminatorObjective:
     """One whose adapters do something: their second factor starts at 0."""
-    objective = DiscriminatorObjective(parts(), replace(CONFIG, **changes))
+    objective = DiscriminatorObjective(parts(), replace(CONFIG, **changes), defect_weight=defect_weight)
     generator = torch.Generator().manual_seed(4)
     for name, parameter in objective.network.named_parameters():
         if ".lora_B." in name:
@@ -72,7 +74,7 @@ def test_loss_and_gradients_equal_the_formula(trained_parts: tuple[str, ...]) ->
             [[float((batch.mask_BHW[index, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8] > 127).any()) for x in range(8)] for y in range(8)]
         )
         latents = [objective.parts.vae.encode(picture).latent_dist.mean * 0.13025 for picture in (edited, source)]
-        logit = objective.network(latents[0], small[None, None], latents[1], objective.parts.prompt)[0]
+        logit = objective.network(latents[0], small[None, None], latents[1], objective.parts.prompt).logits_B[0]
         probability, label = 1 / (1 + torch.exp(-logit)), batch.label_B[index]
         terms.append(-(label * torch.log(probability) + (1 - label) * torch.log(1 - probability)))
     expected = torch.stack(terms).mean()

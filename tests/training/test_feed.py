@@ -123,6 +123,34 @@ def test_judged_items_come_with_their_labels(tmp_path: Path) -> None:
     assert shares[0].batch().label_B is not None
 
 
+def test_judged_items_bring_their_clean_plates_where_they_are_known(tmp_path: Path) -> None:
+    # every third item was judged and has a clean plate, every third was judged and has none; of the others an edit is made
+    erasure = triplet(1)["target"]
+    judged = {"erased": erasure, "verdict": "rejected"}
+    changed: dict[int, dict[str, object]] = dict.fromkeys(range(0, 12, 3), judged)
+    changed |= {number: judged | {"target": None} for number in range(1, 12, 3)}
+    folder = write_triplets(str(tmp_path), 12, changed=changed)
+    plain = FeedSettings(augmentation=PairAugmentation(size=64, flip=1.0), judged=True, clean_plates=True)
+    share = maker(folder, batch=12, settings=plain).share(0, slice(None))
+    known, clean = share.has_clean, share.clean
+    assert known is not None
+    assert clean is not None
+    assert int(known.sum()) == 8
+    assert not clean[~known].any()
+    # the plate went the way of the photo: beside the object and its shadow they are the same
+    beside = (share.mask == 0) & (share.effect_mask == 0) & known[:, None, None]
+    np.testing.assert_array_equal(clean[beside], share.source[beside])
+    inside = (share.mask > 0) & known[:, None, None]
+    assert np.abs(clean[inside].astype(int) - share.source[inside]).mean() > 10
+    batch = Share.from_row(share.row()).batch()
+    assert batch.clean_BHW3 is not None
+    np.testing.assert_array_equal(batch.clean_BHW3.numpy(), clean)
+    assert same(Share.from_row(share.row()), share)
+    without = maker(folder, batch=12, settings=dataclasses.replace(plain, clean_plates=False)).share(0, slice(None))
+    assert without.clean is None
+    np.testing.assert_array_equal(without.target, share.target)
+
+
 def test_validation_is_always_on_the_same_pictures(data: str) -> None:
     index = read_index(data, Selection())
     shares = held_out_batches(index, SETTINGS, 64, batch_size=4, most=10)

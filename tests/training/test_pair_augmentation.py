@@ -203,7 +203,7 @@ def test_colour_is_one_function_of_the_pixel(seed: int) -> None:
     target = rng.integers(0, 256, (31, 37, 3)).astype(np.uint8)
     equal = rng.random((31, 37)) < 0.6
     target[equal] = source[equal]
-    a, b = change_colours(source, target, draw_colour(PairAugmentation(), rng))
+    a, b = change_colours(source, target, change=draw_colour(PairAugmentation(), rng))
     assert a.dtype == b.dtype == np.uint8
     np.testing.assert_array_equal(a[equal], b[equal])
 
@@ -211,17 +211,17 @@ def test_colour_is_one_function_of_the_pixel(seed: int) -> None:
 def test_each_colour_change_does_what_it_says() -> None:
     flat = np.full((4, 4, 3), (100, 60, 20), np.uint8)
     other = np.full((4, 4, 3), 40, np.uint8)
-    np.testing.assert_array_equal(change_colours(flat, other, ColourChange(brightness=1.2))[0], flat * 1.2)
-    grey = change_colours(flat, other, ColourChange(saturation=0.0))[0][0, 0]
+    np.testing.assert_array_equal(change_colours(flat, other, change=ColourChange(brightness=1.2))[0], flat * 1.2)
+    grey = change_colours(flat, other, change=ColourChange(saturation=0.0))[0][0, 0]
     assert len(set(grey.tolist())) == 1
     assert abs(int(grey[0]) - (0.299 * 100 + 0.587 * 60 + 0.114 * 20)) <= 1
     pivot = int(cv2.cvtColor(flat, cv2.COLOR_RGB2GRAY)[0, 0])  # the source's, for the other picture too
-    np.testing.assert_allclose(change_colours(flat, other, ColourChange(contrast=0.5))[1], (40 - pivot) * 0.5 + pivot, atol=0.51)
+    np.testing.assert_allclose(change_colours(flat, other, change=ColourChange(contrast=0.5))[1], (40 - pivot) * 0.5 + pivot, atol=0.51)
     red = np.full((2, 2, 3), (200, 0, 0), np.uint8)
-    third = change_colours(red, red, ColourChange(hue=64))[0][0, 0]  # a quarter of the circle: between yellow and green
+    third = change_colours(red, red, change=ColourChange(hue=64))[0][0, 0]  # a quarter of the circle: between yellow and green
     np.testing.assert_array_equal(third, [100, 200, 0])
-    np.testing.assert_array_equal(change_colours(red, red, ColourChange(hue=-64))[0][0, 0], [100, 0, 200])
-    assert change_colours(flat, other, ColourChange())[0] is flat
+    np.testing.assert_array_equal(change_colours(red, red, change=ColourChange(hue=-64))[0][0, 0], [100, 0, 200])
+    assert change_colours(flat, other, change=ColourChange())[0] is flat
 
 
 def test_colour_draws_fill_their_ranges() -> None:
