@@ -1,4 +1,4 @@
-"""The discriminator's trunk: latents that are the pixels, a folder that is whole, and what is released scores as what was trained."""
+"""The discriminator's trunk: a folder that is whole, and what is released scores as what was trained."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from core.conditioning import downsampling_factor, encode_latents, image_batch
 from core.discriminator import Discriminator
 from core.discriminator_config import DiscriminatorConfig
 from core.model_check import check_model
@@ -26,31 +22,7 @@ from training.remover_settings import RemoverSettings
 from training.settings import load_recipe
 from training.tiny_base import write_base
 from training.tiny_release import main as release
-from training.tiny_trunk import FACTOR, LATENTS, TRUNK_CARD, main, new_trunk, new_vae
-
-VAE = new_vae()
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000), low=st.integers(0, 200), reach=st.integers(20, 55), rows=st.integers(1, 6), columns=st.integers(1, 6))
-def test_a_cells_latents_are_its_pixels(seed: int, low: int, reach: int, rows: int, columns: int) -> None:
-    shape = (2, rows * FACTOR, columns * FACTOR, 3)
-    pictures_BHW3 = torch.from_numpy(np.random.default_rng(seed).integers(low, low + reach, shape, dtype=np.uint8))
-    with torch.no_grad():
-        posterior = VAE.encode(image_batch(pictures_BHW3)).latent_dist
-    values_B3HW = pictures_BHW3.permute(0, 3, 1, 2).double()
-    deviation, mean = torch.std_mean(values_B3HW, dim=(1, 2, 3), keepdim=True, correction=0)
-    wanted = F.pixel_unshuffle(F.pixel_unshuffle((values_B3HW - mean) / deviation, 2), 2)
-    assert posterior.mean.shape == (2, LATENTS, rows, columns)
-    assert float((posterior.mean - wanted).abs().max()) < 0.01
-    assert float(posterior.std.max()) < 1e-5, "nothing is drawn"
-
-
-def test_a_plain_picture_has_latents_of_nothing() -> None:
-    with torch.no_grad():
-        latents = encode_latents(VAE, torch.full((1, 3, 16, 16), 0.5))
-    assert float(latents.abs().max()) < 1e-3
-    assert downsampling_factor(VAE) == FACTOR
+from training.tiny_trunk import TRUNK_CARD, main, new_trunk
 
 
 @pytest.fixture(scope="module")
