@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLInpaintPipeline
+from diffusers import EulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from core.diffusion import DiffusionEraser
-from core.eraser import EraserSettings
 from core.errors import UsageError
-from core.lora import merge_lora
 from core.model_card import ModelCard
-from core.model_files import find_model
-from core.object_token import PROMPT
 from tests.random_models import SCHEDULE, random_batch, random_object_token, random_prompt, random_unet, random_vae
 from training.objective import Batch, LoraSettings, LossModule, Objective
 from training.remover import RemoverObjective
-from training.remover_parts import RemoverParts, load_parts, save_model
+from training.remover_parts import RemoverParts
 from training.remover_settings import OBJECTCLEAR, ROREM, RemoverSettings
 
 STREAM = 0x5DEECE66D
@@ -227,7 +219,7 @@ def test_seeds_are_all_the_randomness_there_is() -> None:
 def test_gradient_reaches_what_is_trained_and_nothing_else(chosen: RemoverSettings, networks: set[str]) -> None:
     objective = RemoverObjective(parts(token=True), chosen)
     if chosen.lora:
-        _shake(objective)
+        shake(objective)
     objective.loss(items(2)).total.backward()
     named = objective.networks()
     assert set(named.trained) == networks
@@ -244,7 +236,7 @@ def test_gradient_reaches_what_is_trained_and_nothing_else(chosen: RemoverSettin
         assert all(parameter.grad is None for name, parameter in objective.parts.unet.named_parameters() if ".lora_" not in name)
 
 
-def _shake(objective: RemoverObjective) -> None:
+def shake(objective: RemoverObjective) -> None:
     """Adapters that do something: their second factor starts at 0."""
     generator = torch.Generator().manual_seed(4)
     for name, parameter in objective.parts.unet.named_parameters():
@@ -302,7 +294,7 @@ def test_under_bfloat16_the_loss_and_the_autoencoder_stay_in_float32() -> None:
 def test_a_checkpoint_comes_back_or_is_refused() -> None:
     batch = items(2)
     one = RemoverObjective(parts(), RemoverSettings(lora=LORA))
-    _shake(one)
+    shake(one)
     state = {name: value.clone() for name, value in one.trained_state().items()}
     other = RemoverObjective(parts(), RemoverSettings(lora=LORA))
     assert float((other.loss(batch).total - one.loss(batch).total).abs().detach()) > 1e-5
@@ -318,66 +310,6 @@ def test_a_module_for_ddp_has_the_same_gradients() -> None:
     module = LossModule(objective)
     assert {id(p) for p in module.parameters()} == {id(p) for p in objective.networks().trained_parameters().values()}
     assert torch.equal(module(batch).total, objective.loss(batch).total)
-
-
-def test_a_fine_tuned_model_loads_and_erases(tmp_path: Path) -> None:
-    made = parts()
-    objective = RemoverObjective(made, RemoverSettings(conditioning="full", lora=LORA))
-    _shake(objective)
-    objective.save(tmp_path / "out")
-    objective.save(tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-    files = find_model(str(tmp_path / "out"))
-    assert files.kind == "remover"
-    eraser = DiffusionEraser(str(tmp_path / "out"), EraserSettings(device="cpu"))
-    assert (eraser.card.conditioning, eraser.card.size, eraser.card.steps) == ("full", 64, 2)
-    call = _inputs()
-    live, merged = (unet(**call).sample.detach() for unet in (made.unet, eraser.remover.unet))
-    assert float((merged - live).abs().max()) < 1e-5
-    assert float((merged - random_unet()(**call).sample).abs().max()) > 1e-3
-    alone = random_unet()
-    merge_lora(alone, tmp_path / "out" / "lora")
-    assert float((alone(**call).sample - live).abs().max()) < 1e-5
-    source, mask = random_batch(1)
-    erased = eraser.remover.erase(source, mask, [0])
-    assert erased.calls == 2
-    assert np.isfinite(erased.latents_BLhw.numpy()).all()
-    pipeline = StableDiffusionXLInpaintPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
-    assert float((pipeline.unet(**call).sample - live).abs().max().detach()) < 1e-5
-
-
-def _inputs() -> dict[str, Any]:
-    prompt = random_prompt()
-    added = {"text_embeds": prompt.pooled_1P, "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
-    sample = torch.randn(1, 9, 8, 8, generator=torch.Generator().manual_seed(0))
-    return {"sample": sample, "timestep": 500, "encoder_hidden_states": prompt.tokens_1TD, "added_cond_kwargs": added}
-
-
-def test_objectclear_is_trained_from_a_plain_model_and_a_clip(tmp_path: Path) -> None:
-    """A base without object token gets one; what is saved is of ObjectClear's kind and loads, weights and all."""
-    base = parts()
-    (tmp_path / "base").mkdir()
-    save_model(replace(base, card=replace(base.card, prompt=PROMPT)), tmp_path / "base")
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8, projection_dim=24
-    )
-    CLIPVisionModelWithProjection(vision).save_pretrained(tmp_path / "clip")
-    with pytest.raises(UsageError, match="has no image encoder: give the folder of a CLIP model"):
-        load_parts(str(tmp_path / "base"), OBJECTCLEAR)
-    made = load_parts(str(tmp_path / "base"), OBJECTCLEAR, image_encoder=tmp_path / "clip")
-    objective = RemoverObjective(made, OBJECTCLEAR)
-    optimizer = torch.optim.SGD(objective.networks().trained_parameters().values(), lr=1e-2)
-    objective.loss(items(2)).total.backward()
-    optimizer.step()
-    objective.save(tmp_path / "out")
-    files = find_model(str(tmp_path / "out"))
-    assert files.kind == "objectclear"
-    again = RemoverObjective(load_parts(str(tmp_path / "out"), OBJECTCLEAR), OBJECTCLEAR)
-    assert_equal(again.trained_state(), objective.trained_state(), 1e-7)
-    eraser = DiffusionEraser(str(tmp_path / "out"), EraserSettings(device="cpu"))
-    assert (eraser.card.object_token, eraser.card.conditioning, eraser.card.prompt) == ("frame", "full", PROMPT)
-    source, mask = random_batch(1)
-    assert eraser.remover.erase(source, mask, [0]).soft_BHW is not None
 
 
 @pytest.mark.parametrize(
