@@ -174,7 +174,7 @@ class Bench:
             pair = torch.cat([image_batch(pictures if edited is None else edited), image_batch(pictures)])
             latents = encode_latents(self.vae, pair.contiguous(memory_format=torch.channels_last)).to(self.dtype)
             small = latent_mask(masks, downsampling_factor(self.vae)).to(self.dtype)
-            return self.discriminator(latents[:batch], small, latents[batch:], self.prompt)
+            return self.discriminator(latents[:batch], small, latents[batch:], self.prompt).logits_B
 
         return run
 

@@ -28,7 +28,7 @@ Precision = Literal["full", "half"]
 
 EMBEDDED: Final = {"tiny": Path(__file__).resolve().parent.parent / "assets" / "tiny"}
 TEXT_PARTS: Final = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-PARTS: Final = ("unet", "vae", "scheduler", *TEXT_PARTS, "image_prompt_encoder", "postfuse_module", "discriminator")
+PARTS: Final = ("unet", "vae", "scheduler", *TEXT_PARTS, "image_prompt_encoder", "postfuse_module", "discriminator", "lcm")
 """Folders of a model in diffusers layout that anything here reads."""
 PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 HALF_MARK: Final = ".fp16"
@@ -98,11 +98,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def fingerprint(folder: Path) -> str:
     """16 hex digits for the files of a model: their names, sizes, and first and last 64 KiB, so that 5 GB need not be read.
 
-    A ``discriminator/`` below the folder is a model of its own and does not count.
+    A ``discriminator/`` and an adapter in ``lcm/`` below the folder are models of their own and do not count.
     """
     digest = hashlib.blake2b(digest_size=8)
     files = (path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors"})
-    for path in sorted(path for path in files if path.relative_to(folder).parts[0] != "discriminator"):
+    for path in sorted(path for path in files if path.relative_to(folder).parts[0] not in {"discriminator", "lcm"}):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())
         with path.open("rb") as file:

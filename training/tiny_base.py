@@ -1,11 +1,11 @@
 """The folder that the embedded model's training starts from: ``python -m training.tiny_base --help``.
 
-ObjectClear's parts at a hundredth of the size, and of the same classes: a UNet that takes the full source beside the noise, an autoencoder
-(``training.tiny_vae`` makes it), a CLIP image encoder and the fuse module of the object token, all but the autoencoder fresh. From here on
-``cleanplate train remover`` does the work, as for any other model.
+ObjectClear's parts at a hundredth of the size, and of the same classes: a UNet that takes the full source beside the noise, an autoencoder,
+a CLIP image encoder and the fuse module of the object token. From here on ``cleanplate train remover`` does the work, as for any model.
 
 A network as small as this cannot learn to draw. So its card takes texture from the photo (``core.exemplar``), and what is left for it to
-learn is light: where the object's shadow is, and what is under it. ``training.exemplar_triplets`` makes data for that.
+learn is light: where the object's shadow is, and what is under it. For that the latents are colours (``training.written_vae``), and
+``training.exemplar_triplets`` makes the data.
 
 The schedule ends in pure noise (Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", sections 3.1 to 3.3: zero
 terminal SNR, v prediction, trailing steps), for sampling starts there.
@@ -32,10 +32,11 @@ from core.errors import UsageError
 from core.model_card import ModelCard
 from core.object_token import FuseModule, ObjectToken, object_pixels
 from core.prompts import PromptEmbeddings
+from training.cutouts import Cutout, read_cutouts
 from training.objective import published
 from training.remover_parts import RemoverParts, save_model
 from training.script import exit_status
-from training.tiny_photos import Image, PhotoPool
+from training.written_vae import colour_vae
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def new_parts(vae: Any, seed: int = 0) -> RemoverParts:
     )
 
 
-def train_encoder(encoder: Any, cutouts: Sequence[Image], steps: int, seed: int = 0) -> float:
+def train_encoder(encoder: Any, cutouts: Sequence[Cutout], steps: int, seed: int = 0) -> float:
     """Teaches the image encoder to tell objects apart: two views of one cut-out get near embeddings, views of others far ones.
 
     The contrastive loss of SimCLR (Chen et al. 2020, section 2.1) on what the object token shows the encoder: the object on black. Without
@@ -177,7 +178,7 @@ def contrastive_loss(embeddings_RE: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(scores_RR, (torch.arange(rows) + rows // 2) % rows)
 
 
-def _view(cutout: Image, rng: np.random.Generator) -> torch.Tensor:
+def _view(cutout: Cutout, rng: np.random.Generator) -> torch.Tensor:
     """One augmented view (1, 3, S, S) of a cut-out, as the object token shows it: cropped a little, turned, mirrored, in other light."""
     height, width = cutout.shape[:2]
     keep = float(rng.uniform(0.7, 1.0))
@@ -199,11 +200,11 @@ def _view(cutout: Image, rng: np.random.Generator) -> torch.Tensor:
     return object_pixels(image_batch(torch.from_numpy(lit)[None]), mask_11HW, int(ENCODER_CONFIG["image_size"]), crop_box=True)
 
 
-def write_base(vae: Path, output: Path, *, cutouts: Sequence[Image] = (), encoder_steps: int = 300, seed: int = 0) -> Path:
+def write_base(vae: Path | None, output: Path, *, cutouts: Sequence[Cutout] = (), encoder_steps: int = 300, seed: int = 0) -> Path:
     """Writes the starting folder: a whole model in diffusers layout, in float32.
 
     Args:
-        vae: folder of a trained autoencoder.
+        vae: folder of a trained autoencoder; None: ``training.written_vae.colour_vae``.
         output: where to; parts of an earlier one there are replaced.
         cutouts: what the image encoder learns from (``train_encoder``); none: it keeps random weights.
 
@@ -212,7 +213,7 @@ def write_base(vae: Path, output: Path, *, cutouts: Sequence[Image] = (), encode
     """
     from core.components import load_network
 
-    parts = new_parts(load_network(vae, "vae", torch.float32), seed)
+    parts = new_parts(colour_vae() if vae is None else load_network(vae, "vae", torch.float32), seed)
     if cutouts and encoder_steps > 0 and parts.object_token is not None:
         loss = train_encoder(parts.object_token.encoder, cutouts, encoder_steps, seed)
         logger.info("image encoder: contrastive loss %.2f of %.2f", loss, np.log(2 * min(PAIRS, len(cutouts)) - 1))
@@ -231,9 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(prog="python -m training.tiny_base", description=(__doc__ or "").split("\n\n", 1)[0])
-    parser.add_argument("--vae", type=Path, required=True, help="folder of the trained autoencoder (training.tiny_vae)")
+    parser.add_argument("--vae", type=Path, help="folder of another autoencoder than training.written_vae's of colours")
     parser.add_argument("--output", type=Path, required=True, help="gets the model")
-    parser.add_argument("--photos", type=Path, help="folder with cut-outs (PNG with transparency) for the image encoder")
+    parser.add_argument("--cutouts", type=Path, help="folder with cut-outs (PNG with transparency), at any depth, for the image encoder")
     parser.add_argument("--encoder-steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
@@ -241,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    cutouts = PhotoPool(options.photos).cutouts if options.photos is not None else ()
+    cutouts = read_cutouts(options.cutouts) if options.cutouts is not None else ()
     write_base(options.vae, options.output, cutouts=cutouts, encoder_steps=options.encoder_steps, seed=options.seed)
 
 

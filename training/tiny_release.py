@@ -32,7 +32,10 @@ from training.script import exit_status
 
 logger = logging.getLogger(__name__)
 
-FACTS: Final[dict[str, Any]] = {"licence": "Apache-2.0", "trained_by": "cleanplate train, recipes tiny-remover and tiny-discriminator"}
+FACTS: Final[dict[str, Any]] = {
+    "licence": "Apache-2.0",
+    "trained_by": "cleanplate train, recipes tiny-remover, tiny-lcm and tiny-discriminator",
+}
 BASE_FOLDER: Final = "base"
 UNET_FILE: Final = "diffusion_pytorch_model.safetensors"
 _LEFT_OUT: Final = ("training", "lora", "README.md")

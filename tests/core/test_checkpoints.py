@@ -391,6 +391,20 @@ def test_storage_of_a_model_is_addressed_without_its_slash(s3: S3, cache: Path) 
         locate(f"{bucket}/m")
 
 
+def test_an_adapter_comes_with_a_model_and_does_not_make_it_another(tmp_path: Path) -> None:
+    names = ["model_index.json", "unet/config.json", "lcm/pytorch_lora_weights.safetensors"]
+    assert "lcm/pytorch_lora_weights.safetensors" in needed_files(names)
+    assert "lcm/pytorch_lora_weights.safetensors" not in needed_files(names, {"unet"})
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+    before = fingerprint(tmp_path)
+    (tmp_path / "lcm" / "pytorch_lora_weights.safetensors").write_bytes(b"other")
+    assert fingerprint(tmp_path) == before
+    (tmp_path / "unet" / "config.json").write_bytes(b"{ }")
+    assert fingerprint(tmp_path) != before
+
+
 def test_a_discriminators_own_base_comes_with_it() -> None:
     base = ["discriminator/base/unet/config.json", "discriminator/base/unet/diffusion_pytorch_model.safetensors"]
     names = ["model_index.json", "unet/config.json", "discriminator/config.json", "other/base/config.json", *base]

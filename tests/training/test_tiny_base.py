@@ -27,7 +27,7 @@ from training.remover_parts import load_parts
 from training.remover_settings import RemoverSettings
 from training.settings import load_recipe
 from training.tiny_base import CARD, contrastive_loss, new_parts, train_encoder, write_base
-from training.tiny_vae import new_vae
+from training.written_vae import colour_vae
 
 SETTINGS = RemoverSettings(conditioning="full", latent_mask="max", object_token="box", attention_weight=0.01, condition_dropout=0.1)
 
@@ -125,7 +125,7 @@ def test_the_seed_decides_the_weights() -> None:
 
 
 def test_there_is_room_for_the_lora_and_the_discriminator() -> None:
-    parts = new_parts(new_vae())
+    parts = new_parts(colour_vae())
     assert parts.object_token is not None
     networks = (parts.unet, parts.vae, parts.object_token.encoder, parts.object_token.fuse)
     count = sum(parameter.numel() for network in networks for parameter in network.parameters())
