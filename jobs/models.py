@@ -131,6 +131,7 @@ def _whole(files: ModelFiles, precision: Precision) -> Iterator[tuple[str, Path]
         "image_prompt_encoder": files.image_encoder,
         "postfuse_module": files.fuse_module,
         "discriminator": files.discriminator,
+        "lcm": files.root / "lcm",
         **{name: files.prompt / name for name in PARTS if name.startswith(("text_encoder", "tokenizer"))},
     }
     for part, folder in folders.items():

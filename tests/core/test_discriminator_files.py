@@ -25,7 +25,7 @@ from core.checkpoints import EMBEDDED, fingerprint
 from core.discriminator import Discriminator
 from core.discriminator_config import DiscriminatorConfig, find_discriminator, has_discriminator, layout_of, read_config
 from core.discriminator_files import load_discriminator, save_discriminator, save_published_discriminator
-from core.discriminator_network import make_head
+from core.discriminator_network import DiscriminatorNetwork, make_head
 from core.errors import UsageError
 from core.model_files import find_model
 from core.prompts import PromptEmbeddings, save_prompt
@@ -329,8 +329,8 @@ def test_diffusers_loads_what_is_saved_in_the_published_layout(base: Path, publi
 
 
 def test_trained_parts_have_no_place_in_the_published_layout(base: Path, tmp_path: Path) -> None:
-    folder = EMBEDDED["tiny"] / "discriminator"
-    network = load_discriminator(folder, UNet2DConditionModel.from_pretrained(folder / "base" / "unet"), 4)
+    unet = UNet2DConditionModel.from_pretrained(EMBEDDED["tiny"] / "discriminator" / "base" / "unet")
+    network = DiscriminatorNetwork(unet, DiscriminatorConfig(size=128, head_channels=256, trained_parts=("conv_in",)), 4)
     with pytest.raises(UsageError, match="conv_in"):
         save_published_discriminator(tmp_path, network, network.config, torch.float32)
     assert base.is_dir()

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from benchmarks.latent_scoring import SAMPLES, Comparison, compare, table
 from core.checkpoints import EMBEDDED
 from core.diffusion import DiffusionEraser
 from core.discriminator import Discriminator
+from core.discriminator_config import DiscriminatorConfig
+from core.discriminator_files import save_discriminator
+from core.discriminator_network import DiscriminatorNetwork
 from core.eraser import EraserSettings
 from core.errors import UsageError
 
@@ -27,8 +31,20 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parts() -> tuple[DiffusionEraser, Discriminator]:
-    return DiffusionEraser("tiny", EraserSettings(device="cpu")), Discriminator(EMBEDDED["tiny"], device="cpu")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained discriminator on the embedded remover: its own has a trunk with another autoencoder."""
+    config = DiscriminatorConfig(size=128, base=str(EMBEDDED["tiny"]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = DiscriminatorNetwork(UNet2DConditionModel.from_pretrained(EMBEDDED["tiny"] / "unet"), config, 4)
+    where = tmp_path_factory.mktemp("discriminator")
+    save_discriminator(where, network, config, torch.float32)
+    return where
+
+
+@pytest.fixture(scope="module")
+def parts(folder: Path) -> tuple[DiffusionEraser, Discriminator]:
+    return DiffusionEraser("tiny", EraserSettings(device="cpu")), Discriminator(folder, device="cpu")
 
 
 def test_latents_score_near_the_picture_that_they_become(parts: tuple[DiffusionEraser, Discriminator], sample: Path) -> None:
@@ -43,12 +59,12 @@ def test_latents_score_near_the_picture_that_they_become(parts: tuple[DiffusionE
 
 
 def test_other_autoencoders_and_empty_folders_are_refused(
-    parts: tuple[DiffusionEraser, Discriminator], sample: Path, tmp_path: Path
+    parts: tuple[DiffusionEraser, Discriminator], folder: Path, sample: Path, tmp_path: Path
 ) -> None:
     eraser, discriminator = parts
     with pytest.raises(UsageError, match="no source"):
         next(compare(eraser, discriminator, tmp_path, 1))
-    other = Discriminator(EMBEDDED["tiny"], device="cpu")
+    other = Discriminator(folder, device="cpu")
     with torch.no_grad():
         next(other.vae.parameters()).add_(1e-3)
     with pytest.raises(UsageError, match="different autoencoders"):
