@@ -1,10 +1,10 @@
 """What scoring the eraser's own latents, without decoding and encoding them again, does to the discriminator's score.
 
-    python -m benchmarks.latent_scoring --seeds 4
+    python -m benchmarks.latent_scoring --model MODEL --seeds 4
 
 Every sample is erased with several seeds at the discriminator's size, and scored three times: as it is stored (decoded, pasted into the
 photo, encoded: the honest score), decoded but not pasted, and as the sampler's latents. The table gives the distances from the honest
-score. The eraser and the discriminator must share their autoencoder.
+score. The eraser and the discriminator must share their autoencoder, as RORem's do; those of ``tiny`` do not.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def table(found: list[Comparison], threshold: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="tiny", help="eraser")
+    parser.add_argument("--model", required=True, help="eraser")
     parser.add_argument("--discriminator", default=None, help="model with the discriminator; default: the eraser's own")
     parser.add_argument("--samples", type=Path, default=SAMPLES, help="folder with source/ and mask/")
     parser.add_argument("--seeds", type=int, default=4, help="erasures of every sample")

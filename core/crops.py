@@ -125,7 +125,7 @@ def make_crop(pixels: np.ndarray, mask: np.ndarray, rule: CropRule) -> Crop:
         view = plate = complete(np.ascontiguousarray(view), region > 0)
     if rule.size and rule.size != side:
         view = at_size(view, rule.size)
-        region = mask_at_size(region, rule.size)
+        region = mask_at_size(region, (rule.size, rule.size))
     return Crop(np.ascontiguousarray(view), np.ascontiguousarray(region), soft, x, y, side, rule.match_tone, plate)
 
 
@@ -230,13 +230,13 @@ def at_size(view: np.ndarray, size: int) -> np.ndarray:
     return view if side == size else cv2.resize(view, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
 
 
-def mask_at_size(mask: np.ndarray, size: int) -> np.ndarray:
-    """A square mask, not 0 = set, at the network's size: (size, size) uint8, 0 and 255.
+def mask_at_size(mask: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W), not 0 = set, made ``sides`` (width, height) large: uint8, 0 and 255.
 
     A cell is set as soon as any of its pixels is: no rim of the object may stay visible to the network.
     """
     # in floating point, since the share of a cell that one pixel takes may round to nothing in 8 bits
-    share = cv2.resize((mask > 0).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    share = cv2.resize((mask > 0).astype(np.float32), sides, interpolation=cv2.INTER_AREA)
     return ((share > 0) * np.uint8(255)).astype(np.uint8)
 
 

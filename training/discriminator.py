@@ -11,6 +11,7 @@ Legend for shape suffixes: B batch, N items, L latent channels, H W picture side
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -86,7 +87,7 @@ class DiscriminatorObjective:
         right = ((logits_B.detach() > 0) == (label_B > 0.5)).float().mean()
         parts = {"cross_entropy": total.detach(), "accuracy": right}
         if self.defects is not None:
-            defects = self._defect_loss(batch, features)
+            defects = _defect_loss(self.defects(features), batch)
             total, parts["defects"] = total + self.defect_weight * defects, defects.detach()
         return LossResult(total, parts, len(batch))
 
@@ -104,22 +105,11 @@ class DiscriminatorObjective:
             side = self.config.size
             raise UsageError(f"pictures are {height} x {width}; this discriminator looks at {side} x {side}: resize them as scoring does")
         # an autoencoder says whether it bears half precision: SDXL's does not
-        exact = bool(self.parts.vae.config.get("force_upcast", True)) or not torch.is_autocast_enabled(batch.source_BHW3.device.type)
-        with torch.no_grad(), torch.autocast(batch.source_BHW3.device.type, enabled=not exact):
+        exact = self.parts.vae.config.get("force_upcast", True)
+        with torch.no_grad(), torch.autocast(batch.source_BHW3.device.type, enabled=False) if exact else nullcontext():
             mask_B1hw = latent_mask(mask_batch(batch.mask_BHW), self._factor, self.parts.card.latent_mask)
             edited_BLhw, source_BLhw = self._encoded(batch)
         return self.network(edited_BLhw, mask_B1hw, source_BLhw, self.parts.prompt)
-
-    def _defect_loss(self, batch: Batch, features: list[torch.Tensor]) -> torch.Tensor:
-        if self.defects is None:
-            raise UsageError("this objective has no defect_weight, and so no heads for defects")
-        clean, known = batch.clean_BHW3, batch.has_clean_B
-        if clean is None:
-            # the heads have a gradient all the same, of 0: workers average the gradients of the same parameters
-            clean, known = batch.target_BHW3, torch.zeros(len(batch), device=batch.target_BHW3.device)
-        elif known is None:
-            known = torch.ones(len(batch), device=clean.device)
-        return defect_loss(self.defects(features), batch.target_BHW3, clean, known)
 
     def _encoded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents of edited and source pictures, (B, L, h, w) float32 each; from cached moments where the batch has both."""
@@ -171,6 +161,16 @@ class DiscriminatorObjective:
         ``folder`` is one of its own, or ``discriminator/`` in the folder of the model that the trunk is of.
         """
         save_discriminator(folder, self.network, self.config, torch.float32)
+
+
+def _defect_loss(logits: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+    clean, known = batch.clean_BHW3, batch.has_clean_B
+    if clean is None:
+        # the heads have a gradient all the same, of 0: workers average the gradients of the same parameters
+        clean, known = batch.target_BHW3, torch.zeros(len(batch), device=batch.target_BHW3.device)
+    elif known is None:
+        known = torch.ones(len(batch), device=clean.device)
+    return defect_loss(logits, batch.target_BHW3, clean, known)
 
 
 def _likelihood(probability_N: np.ndarray, labels_N: np.ndarray) -> float:

@@ -60,7 +60,7 @@ def exemplar_view(triplet: TrainingPair, rule: CropRule) -> TrainingPair:
     side = min(crop.side, round(FINENESS * size))
     squares = (take(pixels, crop.x, crop.y, crop.side) for pixels in (triplet.source, triplet.target))
     views = [np.ascontiguousarray(at_size(square, side)) for square in squares]
-    hole = mask_at_size(crop.soft == 1, side) > 0
+    hole = mask_at_size(crop.soft == 1, (side, side)) > 0
     source, target = (at_size(filled, size) for filled in complete_alike(views[0], views[1:], hole))
     effects = triplet.mask if triplet.effect_mask is None else triplet.effect_mask
     effect_mask = np.maximum((view_of(effects, crop, size) > 127) * np.uint8(255), crop.mask)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import cv2
 import numpy as np
 
-from core.crops import take
+from core.crops import mask_at_size, take
 from core.errors import UsageError
 from core.images import Pixels
 from core.record import item_seed
@@ -238,13 +238,12 @@ def mask_view(mask: Pixels, window: Window | Rectangle, sides: tuple[int, int]) 
     """(H, W) uint8 of 0 and 255 through a window, made ``sides`` (width, height) large, again of 0 and 255.
 
     A cell is set as soon as any pixel of it is, for object masks and effect masks alike: no rim of the object stays visible beside the mask
-    (``core.crops.make_crop`` does the same at inference), and what lies outside the effect mask is averaged from pixels outside it only, so
+    (``core.crops.mask_at_size``, as at inference), and what lies outside the effect mask is averaged from pixels outside it only, so
     that source and target stay equal there. Nearest neighbour promises neither.
     """
     view = _seen(mask, window)
     if view.shape[1::-1] != sides:
-        # in floating point, since the share of a cell that one pixel takes may round to nothing in 8 bits
-        view = np.where(cv2.resize(view.astype(np.float32), sides, interpolation=cv2.INTER_AREA) > 0, 255, 0)
+        view = mask_at_size(view, sides)
     return np.ascontiguousarray(view, dtype=np.uint8)
 
 

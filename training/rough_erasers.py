@@ -78,7 +78,7 @@ def _moved(photo: Pixels, hole: Hole, rng: np.random.Generator, offsets: int, *,
     top, bottom, left, right = int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1
     ring = _ring(hole)
     ring_rows, ring_columns = np.nonzero(ring)
-    best, least = (0, 0), np.inf
+    best, rim_there, least = (0, 0), (ring_rows, ring_columns), np.inf
     for _ in range(offsets):
         down, along = int(rng.integers(-top, height - bottom + 1)), int(rng.integers(-left, width - right + 1))
         there = (np.clip(ring_rows + down, 0, height - 1), np.clip(ring_columns + along, 0, width - 1))
@@ -86,14 +86,12 @@ def _moved(photo: Pixels, hole: Hole, rng: np.random.Generator, offsets: int, *,
             continue
         error = float(np.mean((photo[there].astype(np.float32) - photo[ring_rows, ring_columns]) ** 2))
         if error < least:
-            best, least = (down, along), error
+            best, rim_there, least = (down, along), there, error
     if least == np.inf:  # nowhere is room for the whole piece
         return smooth(photo, hole, rng)
     filled = photo.copy()
     if rim:
-        filled[ring_rows, ring_columns] = photo[
-            np.clip(ring_rows + best[0], 0, height - 1), np.clip(ring_columns + best[1], 0, width - 1)
-        ]
+        filled[ring_rows, ring_columns] = photo[rim_there]
     filled[rows, columns] = photo[rows + best[0], columns + best[1]]
     return filled
 

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from core.checkpoints import read_json
-from core.discriminator_config import FOLDER, WEIGHTS_FILE
+from core.discriminator_config import CONFIG_FILE, FOLDER, WEIGHTS_FILE
 from core.errors import UsageError
 from core.lora import FILE_NAME as LORA_FILE
 from core.lora import OWN_FOLDER as LCM_FOLDER
@@ -53,7 +53,7 @@ def release(remover: Path, discriminator: Path, output: Path, lcm: Path | None =
     Raises:
         UsageError: one of the folders is not what a training leaves.
     """
-    needed = [(remover, INDEX_FILE), (remover, FILE_NAME), (discriminator, "config.json")]
+    needed = [(remover, INDEX_FILE), (remover, FILE_NAME), (discriminator, CONFIG_FILE)]
     parts = [(remover, ""), (discriminator, FOLDER)]
     if lcm is not None:
         needed.append((lcm, LORA_FILE))
@@ -73,13 +73,13 @@ def release(remover: Path, discriminator: Path, output: Path, lcm: Path | None =
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _copied(path, target)
         (fresh / FILE_NAME).write_text(json.dumps({**read_json(remover / FILE_NAME), **FACTS}, indent=2) + "\n")
-        config = read_json(discriminator / "config.json")
-        # its trunk is the remover around it, wherever both were trained, unless it brings one of its own
+        config = read_json(discriminator / CONFIG_FILE)
+        # wherever it was trained: its trunk is the remover around it, unless it brings one of its own
         config.pop("base", None)
         if trunk is not None:
             _fold(fresh / FOLDER)
             config |= {"base": BASE_FOLDER, "trained_parts": []}
-        (fresh / FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (fresh / FOLDER / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     return output
 
 

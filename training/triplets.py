@@ -94,13 +94,14 @@ def training_pair(
         raise ItemError("decode", f"no_{answer}", f"record {record['id']!r} has no {answer}; training needs {hint}")
     source = decode_photo(record["source"]["bytes"], max_megapixels=max_megapixels)
     size = (source.width, source.height)
+    target = _answer(stored, answer, size, max_megapixels)
     beside = record.get("target") if clean_plate and answer == "erased" else None
     mask = decode_mask(record["mask"]["bytes"], size, max_megapixels=max_megapixels).pixels
     score = record.get("score")
     return TrainingPair(
         id=str(record["id"]),
         source=source.pixels,
-        target=_answer(stored, answer, size, max_megapixels),
+        target=target,
         mask=mask,
         effect_mask=_effect_mask(record.get("effect_mask"), size, max_megapixels),
         clean=None if beside is None else _answer(beside, "target", size, max_megapixels),

@@ -21,6 +21,7 @@ from core import checkpoints, storage
 from core.checkpoints import EMBEDDED, fingerprint, locate, needed_files, read_json
 from core.errors import UsageError
 from tests.conftest import S3
+from tests.core.test_needed_files import SDXL
 from tests.pictures import put
 
 MODEL = {"model_index.json": b"{}", "unet/config.json": b'{"a": 1}', "unet/w.safetensors": bytes(range(256)) * 1000, "empty.json": b""}
@@ -68,42 +69,6 @@ def test_a_hub_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch, tmp
 
 def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-SDXL = {
-    "model_index.json", "README.md", "sd_xl_base_1.0.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin", "unet/model.onnx", "unet/model.onnx_data",
-    "unet/openvino_model.xml", "unet/diffusion_flax_model.msgpack", "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors",
-    "vae_1_0/diffusion_pytorch_model.safetensors", "safety_checker/model.safetensors", "scheduler/scheduler_config.json",
-    "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/merges.txt", "tokenizer/vocab.json",
-    "image_prompt_encoder/config.json", "image_prompt_encoder/model.safetensors", "prompt_embeds.safetensors", ".gitattributes",
-}  # fmt: skip
-
-
-def test_only_needed_files_are_chosen() -> None:
-    common = {
-        "model_index.json", "unet/config.json", "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors",
-        "scheduler/scheduler_config.json", "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/merges.txt",
-        "tokenizer/vocab.json", "image_prompt_encoder/config.json", "image_prompt_encoder/model.safetensors", "prompt_embeds.safetensors",
-    }  # fmt: skip
-    assert set(needed_files(SDXL)) == common | {"unet/diffusion_pytorch_model.safetensors"}
-    assert set(needed_files(SDXL, precision="half")) == common | {"unet/diffusion_pytorch_model.fp16.safetensors"}
-    assert set(needed_files(SDXL, ("vae",))) == {
-        "model_index.json", "prompt_embeds.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors",
-    }  # fmt: skip
-
-
-def test_weights_at_the_top_belong_to_what_has_no_index() -> None:
-    lone = ["config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "README.md", "x.bin"]
-    assert needed_files(lone) == ["config.json", "diffusion_pytorch_model.safetensors"]
-    assert needed_files(lone, ("vae", "scheduler")) == ["config.json"]
-    discriminator = ["cls_pred_branch.pt", "optimizer.pt", "pytorch_lora_weights.safetensors"]
-    assert needed_files(discriminator) == ["cls_pred_branch.pt", "pytorch_lora_weights.safetensors"]
-    shards = [f"unet/w.safetensors.index{mark}.json" for mark in ("", ".fp16")]
-    shards += [f"unet/w{mark}-0000{n}-of-00002.safetensors" for mark in ("", ".fp16") for n in (1, 2)]
-    assert [name for name in needed_files(shards) if "fp16" in name] == []
-    assert all("fp16" in name for name in needed_files(shards, precision="half"))
-    assert len(needed_files(shards)) == len(needed_files(shards, precision="half")) == 3
 
 
 def test_an_empty_folder_in_a_bucket_is_no_model(s3: S3, cache: Path) -> None:
@@ -389,25 +354,3 @@ def test_storage_of_a_model_is_addressed_without_its_slash(s3: S3, cache: Path) 
     storage.storage_for(bucket).delete(f"{bucket}/m/a.json")
     with pytest.raises(UsageError, match=f"no model at {bucket}/m"):
         locate(f"{bucket}/m")
-
-
-def test_an_adapter_comes_with_a_model_and_does_not_make_it_another(tmp_path: Path) -> None:
-    names = ["model_index.json", "unet/config.json", "lcm/pytorch_lora_weights.safetensors"]
-    assert "lcm/pytorch_lora_weights.safetensors" in needed_files(names)
-    assert "lcm/pytorch_lora_weights.safetensors" not in needed_files(names, {"unet"})
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"{}")
-    before = fingerprint(tmp_path)
-    (tmp_path / "lcm" / "pytorch_lora_weights.safetensors").write_bytes(b"other")
-    assert fingerprint(tmp_path) == before
-    (tmp_path / "unet" / "config.json").write_bytes(b"{ }")
-    assert fingerprint(tmp_path) != before
-
-
-def test_a_discriminators_own_base_comes_with_it() -> None:
-    base = ["discriminator/base/unet/config.json", "discriminator/base/unet/diffusion_pytorch_model.safetensors"]
-    names = ["model_index.json", "unet/config.json", "discriminator/config.json", "other/base/config.json", *base]
-    assert set(base) <= set(needed_files(names, {"discriminator"}))
-    assert not set(base) & set(needed_files(names, {"unet"}))
-    assert "other/base/config.json" not in needed_files(names)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -54,8 +57,8 @@ def test_a_cells_latents_are_its_mean_colour_and_decode_to_it(seed: int, low: in
 
 @torch.no_grad()
 @pytest.mark.parametrize("make", [pixel_vae, colour_vae])
-def test_half_precision_keeps_the_weights_and_costs_a_level_at_most(make: object) -> None:
-    vae = pixel_vae() if make is pixel_vae else colour_vae()
+def test_half_precision_keeps_the_weights_and_costs_a_level_at_most(make: Callable[[], Any]) -> None:
+    vae = make()
     picture = image_batch(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)))
     plain = encode_latents(vae, picture)
     stored = {name: value.half().float() for name, value in vae.state_dict().items()}
