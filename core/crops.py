@@ -15,8 +15,8 @@ import numpy as np
 
 from core.exemplar import complete
 from core.masks import dilate, soft_mask
+from core.tone import continue_tone, match_tone
 
-AVERAGING_STEPS: Final = 4
 Texture = Literal["network", "photo"]
 """``network``: the fill is what the network draws. ``photo``: it is copied from around the hole (``core.exemplar``) before the network sees
 the crop, and of the network's picture only light and colour are taken (``relit``)."""
@@ -44,7 +44,8 @@ class CropRule:
     least_side: int = 64
     """Smallest side of a crop in photo pixels where ``size`` is None; else the smallest side is ``size``, so that nothing is enlarged."""
     match_tone: bool = False
-    """Whether the fill is shifted smoothly so that it meets the photo's colours in the seam."""
+    """Whether the fill takes its tone from the photo around it (``core.tone``): shifted smoothly so that it meets the photo's colours in
+    the seam, or, where texture is the photo's, brought to the light that the surroundings have once they are erased."""
     texture: Texture = "network"
     """Where the texture of a fill comes from."""
 
@@ -138,7 +139,7 @@ def paste(pixels: np.ndarray, crop: Crop, filled: np.ndarray | Fill) -> np.ndarr
         new = relit(crop.plate, crop.pixels, new)
     elif new.shape[0] != crop.side:
         new = cv2.resize(new, (crop.side, crop.side), interpolation=cv2.INTER_CUBIC)
-    if crop.match_tone:
+    if crop.match_tone and crop.plate is None:
         new = match_tone(take(pixels, crop.x, crop.y, crop.side), new, soft_side)
     x0, y0 = max(crop.x, 0), max(crop.y, 0)
     x1, y1 = min(crop.x + crop.side, width), min(crop.y + crop.side, height)
@@ -148,6 +149,10 @@ def paste(pixels: np.ndarray, crop: Crop, filled: np.ndarray | Fill) -> np.ndarr
     old = result[y0:y1, x0:x1]
     blended = np.rint(old * (1.0 - soft) + new * soft).astype(np.uint8)
     result[y0:y1, x0:x1] = np.where(soft > 0, blended, old)
+    if crop.match_tone and crop.plate is not None:
+        after, before = (np.ascontiguousarray(take(photo, crop.x, crop.y, crop.side)) for photo in (result, pixels))
+        toned = continue_tone(after, crop.soft == 1, before)
+        result[y0:y1, x0:x1] = toned[window]
     return result
 
 
@@ -187,36 +192,6 @@ def relit(plate: np.ndarray, seen: np.ndarray, filled: np.ndarray) -> np.ndarray
     if size != side:
         factor = cv2.resize(factor, (side, side), interpolation=cv2.INTER_LINEAR)
     return np.clip(np.rint((plate + 1.0) * factor - 1.0), 0, 255).astype(np.uint8)
-
-
-def match_tone(around: np.ndarray, filled: np.ndarray, soft: np.ndarray) -> np.ndarray:
-    """The fill plus a smooth offset with which it equals the photo in the seam, (S, S, 3) uint8.
-
-    In the seam (``soft`` between 0 and 1) the photo is known and the network has redrawn it: what differs there is a shift of tone, of the
-    autoencoder's or the network's making. It is carried over the hole by a pyramid of weighted means, a membrane as in Poisson image
-    editing (Perez et al. 2003, section 2) at a fraction of the cost. Texture is untouched.
-    """
-    seam = ((soft > 0) & (soft < 1)).astype(np.float32)
-    if not seam.any():
-        return filled
-    difference = (around.astype(np.float32) - filled) * seam[..., None]
-    return np.clip(np.rint(filled + _spread(difference, seam)), 0, 255).astype(np.uint8)
-
-
-def _spread(weighted: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Values (H, W, 3) float32, given as sums and weights, carried to where the weight is 0: from coarse to fine."""
-    height, width = weight.shape
-    own = weighted / np.maximum(weight, 1e-6)[..., None]
-    known = weight[..., None] > 0
-    if min(height, width) <= 2:
-        total = max(float(weight.sum()), 1e-6)
-        return np.where(known, own, weighted.sum(axis=(0, 1)) / total).astype(np.float32)
-    half = ((width + 1) // 2, (height + 1) // 2)
-    coarse = _spread(cv2.resize(weighted, half, interpolation=cv2.INTER_AREA), cv2.resize(weight, half, interpolation=cv2.INTER_AREA))
-    filled = np.where(known, own, cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR))
-    for _ in range(AVERAGING_STEPS):
-        filled = np.where(known, own, cv2.blur(filled, (3, 3)))
-    return filled
 
 
 def view_of(pixels: np.ndarray, crop: Crop, size: int) -> np.ndarray:

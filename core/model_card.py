@@ -53,7 +53,7 @@ class ModelCard:
     context: float = 2.0
     """Side of the crop over the longer side of the mask's box."""
     match_tone: bool = False
-    """Whether the fill's tone is matched to the photo in the seam."""
+    """Whether the fill takes its tone from the photo around it (see ``core.crops.CropRule``)."""
     texture: Texture = "network"
     """Where the fill's texture comes from: the network, or the photo around the hole (``core.exemplar``), filled before the network looks:
     then the network decides light and colour alone."""

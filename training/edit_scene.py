@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from core.crops import match_tone
 from core.images import Pixels
 from core.masks import dilate, mask_box, soft_mask
+from core.tone import match_tone
 from training.triplets import TrainingPair
 
 Values = NDArray[np.float32]

@@ -97,6 +97,7 @@ CARD: Final = ModelCard(
     attention_layer=-2,
     mask_dilate_px=1,
     context=3.0,
+    match_tone=True,
     texture="photo",
 )
 """Its prompt is the empty one, and so is the negative prompt: the null branch is the prompt without an object at token 5."""

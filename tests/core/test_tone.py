@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from core.conditioning import image_tensor, prefill
-from core.crops import CropRule, make_crop, match_tone, paste
+from core.crops import CropRule, Fill, make_crop, paste
 from core.masks import soft_mask
+from core.tone import continue_tone, match_tone
 
 
 def gradient(height: int = 96, width: int = 120) -> np.ndarray:
@@ -69,3 +71,78 @@ def test_texture_stays_and_bytes_outside_are_the_photos() -> None:
     difference = result.astype(int)[inside] - photo[inside]
     assert abs(difference.mean()) < 4
     assert difference.std() > 4
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_a_fill_of_another_light_takes_the_light_around_it_and_keeps_its_texture(factor: float) -> None:
+    photo = (gradient() * (0.6 + 0.1 * np.random.default_rng(4).random((96, 120, 1)))).astype(np.uint8)
+    inside = hole() > 0
+    other = np.where(inside[..., None], np.rint(photo * factor), photo).astype(np.uint8)
+    toned = continue_tone(other, inside, photo)
+    np.testing.assert_array_equal(toned[~inside], photo[~inside])
+    before, after = (np.abs(picture[inside].astype(int) - photo[inside]).mean() for picture in (other, toned))
+    assert after < 0.3 * before
+    noise = [np.std(cv2.Laplacian(picture[..., 0], cv2.CV_32F)[36:56, 48:82]) for picture in (photo, toned)]
+    assert noise[1] == pytest.approx(noise[0], rel=0.15)
+
+
+def test_another_thing_beside_the_hole_throws_no_halo_into_it() -> None:
+    """A dark post touches the hole in an even wall; the fill goes on with the wall, and so it should stay."""
+    wall = np.full((128, 128, 3), 170, np.uint8)
+    wall[:, 20:40] = 25
+    inside = np.zeros((128, 128), bool)
+    inside[40:90, 40:90] = True
+    assert np.abs(continue_tone(wall, inside, wall).astype(int) - wall).max() <= 2
+
+
+def test_a_horizon_in_the_fill_stays() -> None:
+    scene = np.full((128, 128, 3), (60, 110, 220), np.uint8)
+    scene[64:] = (190, 160, 40)
+    inside = np.zeros((128, 128), bool)
+    inside[40:90, 40:90] = True
+    toned = continue_tone(scene, inside, scene).astype(int)
+    steps = [picture[61:63, 45:85].mean(axis=(0, 1)) - picture[65:67, 45:85].mean(axis=(0, 1)) for picture in (scene.astype(int), toned)]
+    assert (np.abs(steps[1]) > 0.75 * np.abs(steps[0])).all(), steps
+
+
+def test_with_nothing_around_it_or_nothing_alike_a_fill_stays() -> None:
+    photo = gradient()
+    assert (continue_tone(photo, np.ones(photo.shape[:2], bool), photo) == photo).all()
+    assert (continue_tone(photo, np.zeros(photo.shape[:2], bool), photo) == photo).all()
+    apart = np.where((hole() > 0)[..., None], 250, 3).repeat(3, axis=2).astype(np.uint8)
+    assert (continue_tone(apart, hole() > 0, apart) == apart).all()
+
+
+def test_large_pictures_get_the_tone_that_small_ones_get() -> None:
+    small = np.where((hole() > 0)[..., None], gradient() * 0.8, gradient()).astype(np.uint8)
+    large = cv2.resize(small, None, fx=8, fy=8, interpolation=cv2.INTER_NEAREST)
+    inside = cv2.resize(hole(), None, fx=8, fy=8, interpolation=cv2.INTER_NEAREST) > 0
+    shrunk = cv2.resize(continue_tone(large, inside, large), small.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(shrunk.astype(int) - continue_tone(small, hole() > 0, small)).mean() < 1
+
+
+def test_a_fill_with_the_photos_texture_takes_the_tone_of_what_was_never_in_the_shadow() -> None:
+    """A shadow lies around the hole and in the fill; the network takes half of it away around the hole, and none in it."""
+    lit = np.full((160, 160, 3), 180, np.uint8)
+    dark = lit.copy()
+    dark[56:104, 56:104] = 135
+    mask = np.zeros((160, 160), np.uint8)
+    mask[70:90, 70:90] = 255
+    halved = np.where(dark < 180, np.uint8(156), dark)
+    found = {}
+    for toned in (False, True):
+        crop = make_crop(dark, mask, CropRule(size=160, context=8, feather_px=2, texture="photo", match_tone=toned))
+        fill = np.where((crop.soft == 1)[..., None], dark, halved)
+        result = paste(dark, crop, Fill(fill, np.ones((160, 160), np.float32)))
+        found[toned] = float(result[76:84, 76:84].mean())
+    assert found[False] < 140
+    assert found[True] > 160
+
+
+def test_places_that_were_relit_have_no_say() -> None:
+    photo, inside = np.full((96, 120, 3), 150, np.uint8), hole() > 0
+    shadow = cv2.dilate(hole(), np.ones((9, 9), np.uint8)) > 0
+    before = np.where(shadow[..., None], np.uint8(110), photo)
+    half = np.where((shadow & ~inside)[..., None], np.uint8(125), photo)
+    assert np.abs(continue_tone(half, inside, before).astype(int) - half).max() <= 3
+    assert continue_tone(half, inside, half)[inside].mean() < 145
