@@ -150,6 +150,7 @@ def paste(pixels: np.ndarray, crop: Crop, filled: np.ndarray | Fill) -> np.ndarr
     blended = np.rint(old * (1.0 - soft) + new * soft).astype(np.uint8)
     result[y0:y1, x0:x1] = np.where(soft > 0, blended, old)
     if crop.match_tone and crop.plate is not None:
+        # only now, for the surroundings may have been in the object's shadow
         after, before = (np.ascontiguousarray(take(photo, crop.x, crop.y, crop.side)) for photo in (result, pixels))
         toned = continue_tone(after, crop.soft == 1, before)
         result[y0:y1, x0:x1] = toned[window]

@@ -50,7 +50,8 @@ def continue_tone(picture: np.ndarray, hole: np.ndarray, before: np.ndarray) -> 
     Args:
         picture: uint8 RGB, the hole filled.
         hole: (H, W) bool, True where it was filled.
-        before: (H, W, 3) uint8, the photo as it came in; in the hole it does not matter.
+        before: (H, W, 3) uint8, the photo as it came in, object included. Where the object differs from the fill, the blur carries that
+            over the rim of the hole, so that the rim, where the shadow of a contact is darkest, mostly counts as relit, too.
     """
     height, width = hole.shape
     scale = min(1.0, TONE_SIDE / max(height, width))

@@ -139,6 +139,16 @@ def test_a_fill_with_the_photos_texture_takes_the_tone_of_what_was_never_in_the_
     assert found[True] > 160
 
 
+def test_the_rim_of_an_object_has_no_say() -> None:
+    """A dark line of contact around the hole is not carried into it."""
+    photo, inside = np.full((96, 120, 3), 150, np.uint8), hole() > 0
+    rim = (cv2.dilate(hole(), np.ones((5, 5), np.uint8)) > 0) & ~inside
+    picture = np.where(rim[..., None], np.uint8(125), photo)
+    before = np.where(inside[..., None], np.uint8(40), picture)
+    assert np.abs(continue_tone(picture, inside, before).astype(int) - picture)[inside].mean() < 3
+    assert np.abs(continue_tone(picture, inside, picture).astype(int) - picture)[inside].mean() > 8
+
+
 def test_places_that_were_relit_have_no_say() -> None:
     photo, inside = np.full((96, 120, 3), 150, np.uint8), hole() > 0
     shadow = cv2.dilate(hole(), np.ones((9, 9), np.uint8)) > 0
