@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from core.exemplar import complete
-from core.masks import dilate, soft_mask
+from core.masks import dilate, mask_at_size, mask_box, soft_mask
 from core.tone import continue_tone, match_tone
 
 Texture = Literal["network", "photo"]
@@ -45,7 +45,7 @@ class CropRule:
     """Smallest side of a crop in photo pixels where ``size`` is None; else the smallest side is ``size``, so that nothing is enlarged."""
     match_tone: bool = False
     """Whether the fill takes its tone from the photo around it (``core.tone``): shifted smoothly so that it meets the photo's colours in
-    the seam, or, where texture is the photo's, brought to the light that the surroundings have once they are erased."""
+    the seam, or, where texture is the photo's, brought to that of what was never in the object's shadow."""
     texture: Texture = "network"
     """Where the texture of a fill comes from."""
 
@@ -114,7 +114,7 @@ def take(pixels: np.ndarray, x: int, y: int, side: int) -> np.ndarray:
 
 def make_crop(pixels: np.ndarray, mask: np.ndarray, rule: CropRule) -> Crop:
     """The crop of a photo (H, W, 3) uint8 around its mask (H, W) uint8 (255 = remove, at least one pixel)."""
-    x, y, side = crop_square(_box(mask), pixels.shape[1], pixels.shape[0], rule)
+    x, y, side = crop_square(mask_box(mask), pixels.shape[1], pixels.shape[0], rule)
     view = take(pixels, x, y, side)
     scale = side / rule.size if rule.size else 1.0
     # mirrored like the photo, or the object's mirror image beyond the edge would be taken for background
@@ -150,7 +150,7 @@ def paste(pixels: np.ndarray, crop: Crop, filled: np.ndarray | Fill) -> np.ndarr
     blended = np.rint(old * (1.0 - soft) + new * soft).astype(np.uint8)
     result[y0:y1, x0:x1] = np.where(soft > 0, blended, old)
     if crop.match_tone and crop.plate is not None:
-        # only now, for the surroundings may have been in the object's shadow
+        # only now it is known what was in the object's shadow
         after, before = (np.ascontiguousarray(take(photo, crop.x, crop.y, crop.side)) for photo in (result, pixels))
         toned = continue_tone(after, crop.soft == 1, before)
         result[y0:y1, x0:x1] = toned[window]
@@ -204,18 +204,3 @@ def at_size(view: np.ndarray, size: int) -> np.ndarray:
     """A square view at the network's size: (size, size[, C]); itself where it has that size."""
     side = view.shape[0]
     return view if side == size else cv2.resize(view, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
-
-
-def mask_at_size(mask: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    """A mask (H, W), not 0 = set, made ``sides`` (width, height) large: uint8, 0 and 255.
-
-    A cell is set as soon as any of its pixels is: no rim of the object may stay visible to the network.
-    """
-    # in floating point, since the share of a cell that one pixel takes may round to nothing in 8 bits
-    share = cv2.resize((mask > 0).astype(np.float32), sides, interpolation=cv2.INTER_AREA)
-    return ((share > 0) * np.uint8(255)).astype(np.uint8)
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    x, y, width, height = cv2.boundingRect(mask)
-    return x, y, x + width, y + height

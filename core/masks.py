@@ -160,6 +160,16 @@ def dilate(mask: Pixels, radius_px: int) -> Pixels:
     return grown
 
 
+def mask_at_size(mask: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W), not 0 = set, made ``sides`` (width, height) large: uint8, 0 and 255.
+
+    A cell is set as soon as any of its pixels is: no rim of the object may stay visible to the network.
+    """
+    # in floating point, since the share of a cell that one pixel takes may round to nothing in 8 bits
+    share = cv2.resize((mask > 0).astype(np.float32), sides, interpolation=cv2.INTER_AREA)
+    return ((share > 0) * np.uint8(255)).astype(np.uint8)
+
+
 def soft_mask(mask: Pixels, feather_px: float) -> NDArray[np.float32]:
     """The mask with a smooth edge on its outside.
 

@@ -10,6 +10,8 @@ from typing import Final
 import cv2
 import numpy as np
 
+from core.masks import mask_at_size
+
 AVERAGING_STEPS: Final = 4
 TONE_SIDE: Final = 256
 """Longest side in pixels at which ``continue_tone`` works: tone has nothing finer."""
@@ -57,7 +59,7 @@ def continue_tone(picture: np.ndarray, hole: np.ndarray, before: np.ndarray) -> 
     scale = min(1.0, TONE_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     values, old = (cv2.resize(each, size, interpolation=cv2.INTER_AREA).astype(np.float32) + 1.0 for each in (picture, before))
-    inside = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
+    inside = mask_at_size(hole, size) > 0
     if not inside.any():
         return picture
     sigma = max(1.0, TONE_BLUR * max(size))

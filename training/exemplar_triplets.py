@@ -25,13 +25,13 @@ import cv2
 import numpy as np
 import torch
 
-from core.crops import CropRule, at_size, make_crop, mask_at_size, take, view_of
+from core.crops import CropRule, at_size, make_crop, take, view_of
 from core.diffusion import crop_rule
 from core.errors import UsageError
 from core.exemplar import complete_alike
 from core.fetch import Fetcher
 from core.images import encode_image
-from core.masks import encode_mask
+from core.masks import encode_mask, mask_at_size
 from core.readers import open_input
 from core.record import item_seed
 from training.pair_augmentation import PairAugmentation, change_colours, draw_colour

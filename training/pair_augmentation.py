@@ -13,9 +13,10 @@ from typing import Final, NamedTuple
 import cv2
 import numpy as np
 
-from core.crops import mask_at_size, take
+from core.crops import take
 from core.errors import UsageError
 from core.images import Pixels
+from core.masks import mask_at_size
 from core.record import item_seed
 from training.mask_augmentation import MaskAugmentation, augment_mask
 from training.triplets import TrainingPair
@@ -238,7 +239,7 @@ def mask_view(mask: Pixels, window: Window | Rectangle, sides: tuple[int, int]) 
     """(H, W) uint8 of 0 and 255 through a window, made ``sides`` (width, height) large, again of 0 and 255.
 
     A cell is set as soon as any pixel of it is, for object masks and effect masks alike: no rim of the object stays visible beside the mask
-    (``core.crops.mask_at_size``, as at inference), and what lies outside the effect mask is averaged from pixels outside it only, so
+    (``core.masks.mask_at_size``, as at inference), and what lies outside the effect mask is averaged from pixels outside it only, so
     that source and target stay equal there. Nearest neighbour promises neither.
     """
     view = _seen(mask, window)
