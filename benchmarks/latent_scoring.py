@@ -42,8 +42,10 @@ def compare(eraser: DiffusionEraser, discriminator: Discriminator, samples: Path
     """The scores of every sample (``source/`` and ``mask/`` by equal names) with ``seeds`` seeds.
 
     Raises:
-        UsageError: the autoencoders differ, or there is no sample.
+        UsageError: the eraser's latents are of light and not of a picture, the autoencoders differ, or there is no sample.
     """
+    if eraser.card.texture == "light":
+        raise UsageError(f"{eraser.name} draws light and no picture (texture on its card), so they have no score; give another --model")
     own, other = eraser.remover.vae.state_dict(), discriminator.vae.state_dict()
     if own.keys() != other.keys() or not all(torch.equal(own[name].float(), other[name].float()) for name in own):
         raise UsageError("eraser and discriminator have different autoencoders: latents of the one mean nothing to the other")

@@ -15,16 +15,14 @@ import numpy as np
 
 from core.exemplar import complete
 from core.masks import dilate, mask_at_size, mask_box, soft_mask
+from core.relighting import lit, relit
 from core.tone import continue_tone, match_tone
 
-Texture = Literal["network", "photo"]
+Texture = Literal["network", "photo", "light"]
 """``network``: the fill is what the network draws. ``photo``: it is copied from around the hole (``core.exemplar``) before the network sees
-the crop, and of the network's picture only light and colour are taken (``relit``)."""
+the crop, and of the network's picture only light and colour are taken. ``light``: so it is, and the network's picture is nothing but the
+light that must change (``core.relighting``)."""
 
-RELIGHT_BLUR: Final = 1 / 64
-"""Sigma, as a share of the crop's side, below which the network has no say where texture is the photo's."""
-RELIGHT_RANGE: Final = 4.0
-"""How much brighter or darker it may make a place, as a factor."""
 EDGE_FADE: Final = 1 / 16
 """Share of the crop's side over which a fill's own soft mask fades out at an edge inside the photo."""
 
@@ -62,6 +60,7 @@ class Crop:
         side: side of the crop in photo pixels.
         match_tone: as in the rule.
         plate: (side, side, 3) uint8 at the photo's scale, where the rule takes texture from the photo: the photo with its hole filled.
+        texture: as in the rule.
     """
 
     pixels: np.ndarray
@@ -72,6 +71,7 @@ class Crop:
     side: int
     match_tone: bool = False
     plate: np.ndarray | None = None
+    texture: Texture = "network"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +121,13 @@ def make_crop(pixels: np.ndarray, mask: np.ndarray, rule: CropRule) -> Crop:
     region = dilate(take(mask, x, y, side), round(rule.dilate_px * scale))
     soft = soft_mask(region, round(rule.feather_px * scale))
     plate = None
-    if rule.texture == "photo":
+    if rule.texture != "network":
         # the seam is not filled: there plate and photo are one, and only their light is blended
         view = plate = complete(np.ascontiguousarray(view), region > 0)
     if rule.size and rule.size != side:
         view = at_size(view, rule.size)
         region = mask_at_size(region, (rule.size, rule.size))
-    return Crop(np.ascontiguousarray(view), np.ascontiguousarray(region), soft, x, y, side, rule.match_tone, plate)
+    return Crop(np.ascontiguousarray(view), np.ascontiguousarray(region), soft, x, y, side, rule.match_tone, plate, rule.texture)
 
 
 def paste(pixels: np.ndarray, crop: Crop, filled: np.ndarray | Fill) -> np.ndarray:
@@ -136,7 +136,7 @@ def paste(pixels: np.ndarray, crop: Crop, filled: np.ndarray | Fill) -> np.ndarr
     fill = filled if isinstance(filled, Fill) else Fill(filled)
     soft_side, new = paste_mask(crop, fill, width, height), fill.pixels
     if crop.plate is not None:
-        new = relit(crop.plate, crop.pixels, new)
+        new = lit(crop.plate, new) if crop.texture == "light" else relit(crop.plate, crop.pixels, new)
     elif new.shape[0] != crop.side:
         new = cv2.resize(new, (crop.side, crop.side), interpolation=cv2.INTER_CUBIC)
     if crop.match_tone and crop.plate is None:
@@ -173,26 +173,6 @@ def paste_mask(crop: Crop, fill: Fill, width: int, height: int) -> np.ndarray:
     columns = (ramp if crop.x > 0 else whole) * (ramp[::-1] if crop.x + crop.side < width else whole)
     rows = (ramp if crop.y > 0 else whole) * (ramp[::-1] if crop.y + crop.side < height else whole)
     return np.maximum(crop.soft, np.clip(soft, 0, 1) * rows[:, None] * columns)
-
-
-def relit(plate: np.ndarray, seen: np.ndarray, filled: np.ndarray) -> np.ndarray:
-    """The plate in the light of the network's picture, (side, side, 3) uint8.
-
-    Args:
-        plate: (side, side, 3) uint8 at the photo's scale.
-        seen: (S, S, 3) uint8, the plate as the network was shown it.
-        filled: (S, S, 3) uint8, what it made of it.
-
-    Light falls on a surface as a factor, so a shadow goes, and the contrast under it comes back, by the quotient of both pictures. It is
-    taken of blurred ones: whatever is finer stays the plate's.
-    """
-    size, side = seen.shape[0], plate.shape[0]
-    sigma = max(0.5, size * RELIGHT_BLUR)
-    ours, theirs = (cv2.GaussianBlur(picture.astype(np.float32) + 1.0, (0, 0), sigma) for picture in (filled, seen))
-    factor = np.clip(ours / theirs, 1 / RELIGHT_RANGE, RELIGHT_RANGE)
-    if size != side:
-        factor = cv2.resize(factor, (side, side), interpolation=cv2.INTER_LINEAR)
-    return np.clip(np.rint((plate + 1.0) * factor - 1.0), 0, 255).astype(np.uint8)
 
 
 def view_of(pixels: np.ndarray, crop: Crop, size: int) -> np.ndarray:

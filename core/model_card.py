@@ -56,7 +56,7 @@ class ModelCard:
     """Whether the fill takes its tone from the photo around it (see ``core.crops.CropRule``)."""
     texture: Texture = "network"
     """Where the fill's texture comes from: the network, or the photo around the hole (``core.exemplar``), filled before the network looks:
-    then the network decides light and colour alone."""
+    then the network decides light and colour alone, by a picture of the scene (``photo``) or of the light that changes (``light``)."""
     attention_layer: int = 0
     """Which of the cross-attention layers, in the network's order, steers the fusion; ObjectClear's is the first. Below 0: from the end."""
 
@@ -137,6 +137,8 @@ def resolve_card(card: ModelCard, model: str, settings: EraserSettings) -> Model
     card = replace(card, **{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
     if card.guidance_scale > 1.0 and not card.null_branch:
         raise UsageError(f"guidance {card.guidance_scale} was asked for: {model} has no trained unconditional branch; use 1")
+    if card.reinject_background and card.texture == "light":
+        raise UsageError(f"{model}: its card has reinject_background and texture light; a picture of light has no background to put back")
     if card.fusion == "attention" and card.object_token == "none":
         raise UsageError(f"fusion attention was asked for: {model} has no object token to attend to; use mask or none")
     return card

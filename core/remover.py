@@ -30,6 +30,7 @@ from core.model_card import ModelCard
 from core.object_token import TOKEN_INDEX, ObjectToken
 from core.prompts import PromptEmbeddings
 from core.reference import reference_inpaint
+from core.relighting import LIGHT_GAIN
 from core.sampler import Guidance, PromptBatch, Reinjection, Sampled, item_generators, normal_noise, sample, terminal_start
 
 
@@ -112,7 +113,8 @@ class Remover:
             self.vae, source_B3HW, mask_B1HW, kind=self.card.conditioning, mask_rule=self.card.latent_mask
         )
         sampled = self._sample(source_B3HW, mask_B1HW, conditioning, seeds)
-        pictures_B3HW = decode_latents(self.vae, sampled.latents_BLhw)
+        latents_BLhw = sampled.latents_BLhw / LIGHT_GAIN if self.card.texture == "light" else sampled.latents_BLhw
+        pictures_B3HW = decode_latents(self.vae, latents_BLhw)
         if self.card.texture == "photo":
             # what the autoencoder loses of the source, it loses of the result: only what differs is the network's
             pictures_B3HW = source_B3HW + (pictures_B3HW - decode_latents(self.vae, conditioning.source_latents_BLhw)).float()

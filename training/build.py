@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from core.checkpoints import locate
+from core.errors import UsageError
 from core.model_card import OBJECTCLEAR as OBJECTCLEAR_CARD
 from core.model_card import read_card
 from core.model_files import find_model
@@ -32,6 +33,11 @@ def build_objective(settings: TrainSettings, device: torch.device | str = "cpu")
         # before a discriminator copies the trunk
         parts.unet.enable_gradient_checkpointing()
     side = settings.data.sizes[0]
+    if settings.data.augmentation.shadow_depth is not None and parts.card.texture == "network":
+        raise UsageError(
+            f"data.augmentation.shadow_depth is set, for data whose holes are filled already, and the card of {settings.model} has "
+            "texture network, which is trained on photos with their objects: set it to null"
+        )
     if settings.objective == "discriminator":
         weight = settings.discriminator.defect_weight
         return DiscriminatorObjective(parts, discriminator_config(settings), copied=False, seed=settings.loop.seed, defect_weight=weight)

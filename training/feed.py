@@ -335,12 +335,21 @@ class ThreadFeed:
 def held_out_batches(index: TrainingIndex, settings: FeedSettings, sides: int, batch_size: int, most: int) -> list[Share]:
     """Shares of held-out items for validation, at most ``most`` items: always the same, whatever the step.
 
-    Colours, flips and masks stay as they are in the data; crops and noise are those of epoch 0.
+    Colours, shadows, flips and masks stay as they are in the data; crops and noise are those of epoch 0.
     """
     from training.order import Bucket
 
     plain = replace(
-        settings.augmentation, size=sides, flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0, blank=0.0, mask=UNCHANGED
+        settings.augmentation,
+        size=sides,
+        flip=0.0,
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0,
+        blank=0.0,
+        shadow_depth=None,
+        mask=UNCHANGED,
     )
     count = min(len(index), most)
     size = min(batch_size, count)

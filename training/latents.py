@@ -22,7 +22,7 @@ from training.triplets import AnswerColumn
 if TYPE_CHECKING:
     from training.settings import TrainSettings
 
-_COLOURS: Final = ("brightness", "contrast", "saturation", "hue")
+_COLOURS: Final = ("brightness", "contrast", "saturation", "hue", "shadow_depth")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +72,12 @@ def latent_settings(settings: TrainSettings) -> LatentSettings | None:
 
 
 def check_augmentation(augmentation: PairAugmentation) -> None:
-    """Raises UsageError where colours are changed, of which a cache knows nothing."""
+    """Raises UsageError where colours or shadows are changed, of which a cache knows nothing."""
     changed = [f"{name} {getattr(augmentation, name)}" for name in _COLOURS if getattr(augmentation, name)]
     if changed:
         raise UsageError(
-            f"data.latents takes pictures as they were encoded, and data.augmentation changes colours ({', '.join(changed)}): "
-            "set these to 0, or latents to false"
+            f"data.latents takes pictures as they were encoded, and data.augmentation changes colours or light ({', '.join(changed)}): "
+            "set these to 0 (shadow_depth to null), or latents to false"
         )
 
 

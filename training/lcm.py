@@ -138,7 +138,7 @@ class LcmObjective:
             UsageError: there are no random numbers, or the pictures' sides do not fit the autoencoder.
         """
         seeds, card = batch.item_seeds(generator), self.parts.card
-        clean_BLhw, conditioning = encoded_items(self.parts.vae, batch, card.conditioning, card.latent_mask)
+        clean_BLhw, conditioning = encoded_items(self.parts.vae, batch, card.conditioning, card.latent_mask, card.texture)
         noise_BLhw = normal_noise(clean_BLhw.shape[1:], item_generators(seeds, NOISE)).to(clean_BLhw.device)
         start_B = ((whole_draws(seeds, POINT, self.settings.points) + 1) * self._jump - 1).to(clean_BLhw.device)
         end_B = (start_B - self._jump).clamp(min=0)

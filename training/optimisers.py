@@ -12,10 +12,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from core.errors import UsageError
+from training.muon import Muon
 
-OptimiserName = Literal["adamw", "adamw8bit", "adafactor", "sgd"]
+OptimiserName = Literal["adamw", "adamw8bit", "adafactor", "sgd", "muon"]
 Schedule = Literal["constant", "cosine", "linear"]
-NAMES: Final = ("adamw", "adamw8bit", "adafactor", "sgd")
+NAMES: Final = ("adamw", "adamw8bit", "adafactor", "sgd", "muon")
 SCHEDULES: Final = ("constant", "cosine", "linear")
 _FUSED: Final = ("adamw", "sgd")
 
@@ -31,11 +32,11 @@ class OptimiserSettings:
     name: OptimiserName = "adamw"
     """adamw (Loshchilov and Hutter 2019, arXiv:1711.05101); adamw8bit: the same with its two averages in 8 bits (Dettmers et al. 2022,
     arXiv:2110.02861); adafactor (Shazeer and Stern 2018, arXiv:1804.04235), whose rate is relative to the root mean square of each tensor;
-    sgd with momentum ``betas[0]``."""
+    sgd with momentum ``betas[0]``; muon (``training.muon``), whose rate fits where adamw's does and may be a few times as high."""
     learning_rate: float = 5e-5
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    """Of adamw and adamw8bit; adafactor keeps the paper's two."""
+    """Of adamw, adamw8bit and muon; adafactor keeps the paper's two."""
     weight_decay: float = 1e-2
     """On all trained tensors, biases and norms too, as the reference trainers do."""
     fused: bool | None = None
@@ -114,6 +115,8 @@ def make_optimiser(parameters: Mapping[str, nn.Parameter], settings: OptimiserSe
         return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=fused, **common)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, momentum=settings.betas[0], fused=fused, **common)
+    if settings.name == "muon":
+        return Muon(groups, betas=settings.betas, eps=settings.eps, **common)
     if settings.name == "adafactor":
         return torch.optim.Adafactor(groups, **common)
     try:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from core.crops import take
 from core.errors import UsageError
@@ -22,6 +23,10 @@ from training.mask_augmentation import MaskAugmentation, augment_mask
 from training.triplets import TrainingPair
 
 _CROP_TRIES: Final = 8
+_LEAST_DEPTH: Final = 0.01
+_DEPTH_FACTORS: Final = (0.5, 6.0)
+_DARKEST: Final = -1.0
+_ROUNDING_BLUR: Final = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +39,9 @@ class PairAugmentation:
         brightness, contrast, saturation: each is multiplied by a factor uniform in [1 - x, 1 + x]; 0 leaves it.
         hue: the hue is turned by a whole number uniform in [-x, x], in 256ths of the circle; 0 leaves it.
         blank: probability of an item with nothing to remove: empty masks, and the source as its own target.
+        shadow_depth: least and largest depth that a shadow is given, log-uniform; None: shadows stay as they are. The depth is the mean of
+            |log(source / target)| over what of the effect mask lies outside the object mask. For pairs that differ by light alone, with
+            the holes of both filled already (``training.exemplar_triplets``).
         mask: changes of the object mask.
 
     Raises:
@@ -47,6 +55,7 @@ class PairAugmentation:
     saturation: float = 0.2
     hue: int = 15
     blank: float = 0.0
+    shadow_depth: tuple[float, float] | None = None
     mask: MaskAugmentation = field(default_factory=MaskAugmentation)
 
     def __post_init__(self) -> None:
@@ -58,6 +67,8 @@ class PairAugmentation:
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed are 0 (no change) to less than 1")
+        if self.shadow_depth is not None and not (len(self.shadow_depth) == 2 and 0 < self.shadow_depth[0] <= self.shadow_depth[1] <= 1):
+            raise UsageError(f"shadow_depth is {self.shadow_depth}; allowed are two numbers above 0, at most 1, the smaller one first")
         if not 0 <= self.hue <= 128:
             raise UsageError(f"hue is {self.hue}; allowed are 0 (no change) to 128 (any hue)")
 
@@ -127,6 +138,9 @@ def augment_pair(
         effect_mask = None if effect_mask is None else np.zeros_like(effect_mask)
     else:
         mask = augment_mask(mask, rng, settings.mask)
+    if settings.shadow_depth is not None and effect_mask is not None and not blank:
+        low, high = settings.shadow_depth
+        source = at_depth(source, target, (effect_mask > 0) & (mask == 0), low * (high / low) ** float(rng.random()))
     source, target, *clean = change_colours(source, target, *clean, change=colour)
     if flip:
         source, target, mask, *clean = (np.ascontiguousarray(array[:, ::-1]) for array in (source, target, mask, *clean))
@@ -277,3 +291,24 @@ def _changed(pixels: Pixels, change: ColourChange, pivot: float) -> Pixels:
         hsv[..., 0] = np.mod(hsv[..., 0] + np.float32(change.hue * 360 / 256), np.float32(360))
         values = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.float32, copy=False)
     return np.rint(np.clip(values, 0, 1) * np.float32(255)).astype(np.uint8)
+
+
+def at_depth(source: Pixels, target: Pixels, shadow: NDArray[np.bool_], depth: float) -> Pixels:
+    """The source with its shadow as deep as is asked for, (H, W, 3) uint8; texture, and what is equal in both pictures, stay.
+
+    Args:
+        source, target: (H, W, 3) uint8, which differ by light alone.
+        shadow: (H, W), where depth is measured; the change is made everywhere.
+        depth: mean of |log(source / target)| there. It is reached by a factor of 1/2 to 6 of that logarithm; a shadow of less than a
+            hundredth is rounding, and stays.
+    """
+    if not shadow.any():
+        return source
+    # at this blur rounding to bytes does not grow into noise, and the edges of shadows stay
+    light = cv2.GaussianBlur(np.log((source.astype(np.float32) + 1) / (target.astype(np.float32) + 1)), (0, 0), _ROUNDING_BLUR)
+    own = float(np.abs(light).mean(axis=2)[shadow].mean())
+    if own < _LEAST_DEPTH:
+        return source
+    factor = np.float32(np.clip(depth / own, *_DEPTH_FACTORS))
+    values = (source + np.float32(1)) * np.exp((factor - 1) * np.maximum(light, _DARKEST))
+    return np.clip(np.rint(values - 1), 0, 255).astype(np.uint8)

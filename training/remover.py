@@ -32,11 +32,13 @@ from core.conditioning import (
     latent_mask,
     mask_batch,
 )
+from core.crops import Texture
 from core.errors import UsageError
 from core.latent_encoding import moment_conditioning, moment_latents
 from core.lora import FILE_NAME as LORA_FILE
 from core.object_token import TOKEN_INDEX, ObjectToken
 from core.prompts import PromptEmbeddings
+from core.relighting import LIGHT_GAIN, light_picture
 from core.sampler import PromptBatch, item_generators, normal_noise
 from training.attention_loss import TrainingCapture, attention_loss
 from training.objective import (
@@ -111,7 +113,9 @@ class RemoverObjective:
         if self.capture is not None and batch.effect_mask_BHW is None:
             raise UsageError("the attention loss needs effect_mask_BHW, and the batch has none: add it, or set attention_weight 0")
         seeds = batch.item_seeds(generator)
-        clean_BLhw, conditioning = encoded_items(self.parts.vae, batch, self.settings.conditioning, self.settings.latent_mask)
+        clean_BLhw, conditioning = encoded_items(
+            self.parts.vae, batch, self.settings.conditioning, self.settings.latent_mask, self.parts.card.texture
+        )
         noise_BLhw = normal_noise(clean_BLhw.shape[1:], item_generators(seeds, NOISE)).to(clean_BLhw.device)
         count = int(self.schedule.config["num_train_timesteps"])
         timesteps_B = whole_draws(seeds, TIMESTEP, count, self.settings.timestep_bias).to(clean_BLhw.device)
@@ -196,9 +200,16 @@ class RemoverObjective:
 
 
 @torch.no_grad()
-def encoded_items(vae: Any, batch: Batch, kind: ConditioningKind, rule: LatentMaskRule) -> tuple[torch.Tensor, Conditioning]:
+def encoded_items(
+    vae: Any, batch: Batch, kind: ConditioningKind, rule: LatentMaskRule, texture: Texture = "network"
+) -> tuple[torch.Tensor, Conditioning]:
     """Latents of the targets, (B, L, h, w) float32, and the conditioning, in the autoencoder's own number format under autocast, too; from
-    cached moments where the batch has them."""
+    cached moments where the batch has them. Where the card's texture is ``light``, they are of a picture of the light
+    (``core.relighting``), times ``LIGHT_GAIN``.
+
+    Raises:
+        UsageError: sides that the autoencoder does not divide, or cached moments for a card with light.
+    """
     with torch.autocast(batch.source_BHW3.device.type, enabled=False):
         mask_B1HW = mask_batch(batch.mask_BHW)
         try:
@@ -209,8 +220,14 @@ def encoded_items(vae: Any, batch: Batch, kind: ConditioningKind, rule: LatentMa
         except ValueError as error:
             raise UsageError(f"batch: {error}") from error
         if batch.target_moments_B2Lhw is not None:
+            if texture == "light":
+                raise UsageError("the card's texture is light, and cached latents are of pictures: train on pictures, without a cache")
             return moment_latents(vae, batch.target_moments_B2Lhw), conditioning
-        return encode_latents(vae, image_batch(batch.target_BHW3)).float(), conditioning
+        target_B3HW = image_batch(batch.target_BHW3)
+        if texture == "light":
+            light_B3HW = light_picture(image_batch(batch.source_BHW3), target_B3HW)
+            return encode_latents(vae, light_B3HW).float() * LIGHT_GAIN, conditioning
+        return encode_latents(vae, target_B3HW).float(), conditioning
 
 
 def item_prompts(prompt: PromptEmbeddings, token: ObjectToken | None, batch: Batch) -> PromptBatch:
@@ -220,5 +237,3 @@ def item_prompts(prompt: PromptEmbeddings, token: ObjectToken | None, batch: Bat
         return prompts
     tokens_BTD = token.tokens(prompts.tokens_BTD, image_batch(batch.source_BHW3), mask_batch(batch.mask_BHW))
     return PromptBatch(tokens_BTD, prompts.pooled_BP)
-
-

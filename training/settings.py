@@ -144,12 +144,16 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.objective == "discriminator" and (len(self.data.sizes) > 1 or self.data.aspects):
             raise UsageError(f"a discriminator looks at one square size; data.sizes is {self.data.sizes}, aspects {self.data.aspects}")
+        if self.objective == "discriminator" and self.data.augmentation.shadow_depth is not None:
+            raise UsageError("data.augmentation.shadow_depth is for removers; judgements of a picture do not hold once its shadows change")
         if self.data.latents:
             check_augmentation(self.data.augmentation)
             if len(self.data.sizes) > 1 or self.data.aspects:
                 raise UsageError(f"data.latents are of one square size; data.sizes is {self.data.sizes}, aspects {self.data.aspects}")
             if self.objective == "discriminator" and self.data.synthetic:
                 raise UsageError("data.latents are of pictures that are there, and data.synthetic edits them anew: set one of them false")
+        if self.loop.strategy == "fsdp" and self.optimiser.name == "muon":
+            raise UsageError("optimiser muon needs whole matrices, and strategy fsdp shards them: use ddp, or adamw")
         if self.loop.strategy == "fsdp" and self.lora is not None:
             raise UsageError("strategy fsdp is for training all weights; an adapter is small: use ddp, which is also faster")
 

@@ -46,19 +46,19 @@ POOLED: Final = 64
 TIME_WIDTH: Final = 32
 
 UNET_CONFIG: Final[dict[str, Any]] = {
-    "sample_size": 32,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "sample_size": 64,
+    "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    # half of the work is at the finest level, where light needs little
-    "block_out_channels": [32, 96, 128, 192],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+    # half of the work is at the two finest levels, where thin shadows are seen and light needs little
+    "block_out_channels": [16, 32, 96, 128, 192],
     "layers_per_block": 1,
     "transformer_layers_per_block": 1,
     # the number of heads, whatever diffusers calls it: 32 channels each
-    "attention_head_dim": [1, 3, 4, 6],
+    "attention_head_dim": [1, 1, 3, 4, 6],
     "cross_attention_dim": WIDTH,
     "use_linear_projection": True,
-    "norm_num_groups": 16,
+    "norm_num_groups": 8,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": TIME_WIDTH,
     "projection_class_embeddings_input_dim": POOLED + 6 * TIME_WIDTH,
@@ -98,7 +98,7 @@ CARD: Final = ModelCard(
     mask_dilate_px=1,
     context=3.0,
     match_tone=True,
-    texture="photo",
+    texture="light",
 )
 """Its prompt is the empty one, and so is the negative prompt: the null branch is the prompt without an object at token 5."""
 

@@ -205,8 +205,8 @@ def pictures(objective: Objective, batch: Batch, seeds: Sequence[int] | None = N
     results = []
     for source, mask, fill, soft in zip(source_BHW3, grown_BHW, fill_BHW3, softs, strict=True):
         # data for a card that takes its texture from the photo have their holes filled already (training.exemplar_triplets)
-        plate = source if card.texture == "photo" else None
-        crop = Crop(source, mask, soft_mask(mask, feather), 0, 0, height, card.match_tone, plate)
+        plate = None if card.texture == "network" else source
+        crop = Crop(source, mask, soft_mask(mask, feather), 0, 0, height, card.match_tone, plate, card.texture)
         results.append(paste(source, crop, Fill(fill, soft)))
     targets = list(batch.target_BHW3.cpu().numpy())
     rows = [

@@ -1,8 +1,8 @@
 """Autoencoders whose weights are written down and not learnt, for models that are too small to draw.
 
-Both are of SDXL's class (``AutoencoderKL``, without attention) with sides divided by four, and cost next to nothing. ``pixel_vae`` loses
-nothing: its latents are the pixels of a cell, for a discriminator, which must see texture. ``colour_vae`` keeps a cell's mean colour and
-decodes to it, for a remover that takes its texture from the photo and has only light to say.
+Both are of SDXL's class (``AutoencoderKL``, without attention), and cost next to nothing. ``pixel_vae`` divides sides by four and loses
+nothing: its latents are the pixels of a cell, for a discriminator, which must see texture. ``colour_vae`` divides them by two, keeps a
+cell's mean colour and decodes to it, for a remover that takes its texture from the photo and has only light to say.
 
 Two things must be got around. The last activation is a SiLU: every value stands beside its negative, and silu(x) - silu(-x) = x. And the
 norm before it takes out a picture's mean and scale: for ``pixel_vae`` that is welcome; in ``colour_vae`` two constant channels beside the
@@ -19,21 +19,22 @@ import torch
 from torch import nn
 
 CHANNELS: Final = 3
-FACTOR: Final = 4
-PIXEL_LATENTS: Final = CHANNELS * FACTOR**2
+PIXEL_FACTOR: Final = 4
+PIXEL_LATENTS: Final = CHANNELS * PIXEL_FACTOR**2
+COLOUR_FACTOR: Final = 2
 CONSTANT: Final = 200.0
 """The constant channels; a picture's own values, at most 1, change the scale by a thousandth of a per cent."""
 CERTAIN: Final = -30.0
 """Log variance of every latent: there is nothing to draw."""
 
 
-def _vae_config(channels: tuple[int, int, int], latents: int, groups: int, scale: float) -> dict[str, Any]:
+def _vae_config(channels: tuple[int, ...], latents: int, groups: int, scale: float) -> dict[str, Any]:
     return {
         "in_channels": CHANNELS,
         "out_channels": CHANNELS,
         "latent_channels": latents,
-        "down_block_types": ["DownEncoderBlock2D"] * 3,
-        "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
         "block_out_channels": list(channels),
         "layers_per_block": 1,
         "norm_num_groups": groups,
@@ -70,12 +71,12 @@ def pixel_vae() -> Any:
 
 @torch.no_grad()
 def colour_vae() -> Any:
-    """Latents that are mean colours: (B, 3, H / 4, W / 4), of a cell's 4 x 4 pixels in [-1, 1], of deviation about 1 once they are scaled.
+    """Latents that are mean colours: (B, 3, H / 2, W / 2), of a cell's 2 x 2 pixels in [-1, 1], of deviation about 1 once they are scaled.
 
     Decoded, each cell is of its colour: what is encoded again is the same.
     """
     width = 2 * CHANNELS + 2  # values, their negatives, and a constant with its negative
-    vae = _passing(_vae_config((width,) * 3, CHANNELS, groups=1, scale=2.0))
+    vae = _passing(_vae_config((width,) * 2, CHANNELS, groups=1, scale=2.0))
     for block in vae.encoder.down_blocks[:-1]:
         convolution = block.downsamplers[0].conv
         for channel in range(width):

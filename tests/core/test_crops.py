@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.crops import CropRule, crop_square, make_crop, paste, relit, view_of
+from core.crops import CropRule, crop_square, make_crop, paste, view_of
 from core.exemplar import complete
 from core.masks import dilate, mask_box, soft_mask
 from tests.pictures import box_mask, gradient, random_mask
@@ -123,18 +122,3 @@ def test_with_the_photos_texture_a_network_that_changes_nothing_leaves_the_fille
     result = paste(pixels, crop, crop.pixels)[crop.y : crop.y + crop.side, crop.x : crop.x + crop.side]
     np.testing.assert_array_equal(result[crop.soft == 1], crop.plate[crop.soft == 1])
     np.testing.assert_array_equal(result[crop.soft == 0], view[crop.soft == 0])
-
-
-def test_relighting_takes_a_shadow_away_and_brings_the_contrast_back() -> None:
-    """A shadow is a factor: seen at a quarter of the size, it is undone at full size, texture included."""
-    rng = np.random.default_rng(3)
-    lit = rng.integers(120, 240, (256, 256, 3)).astype(np.float32)
-    y, x = np.mgrid[:256, :256]
-    shade = 1 - 0.5 * np.exp(-((x - 128) ** 2 + (y - 128) ** 2) / 2 / 40**2)
-    dark = np.rint(lit * shade[..., None]).astype(np.uint8)
-    seen, filled = (cv2.resize(np.rint(picture).astype(np.uint8), (64, 64), interpolation=cv2.INTER_AREA) for picture in (dark, lit))
-    result = relit(dark, seen, filled)
-    middle = np.s_[96:160, 96:160]
-    assert np.abs(dark[middle] - lit[middle]).mean() > 60
-    assert np.abs(result[middle] - lit[middle]).mean() < 4
-    np.testing.assert_array_equal(relit(dark, seen, seen), dark)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from benchmarks.latent_scoring import SAMPLES, Comparison, compare, table
 from core.checkpoints import EMBEDDED
+from core.conditioning import downsampling_factor
 from core.diffusion import DiffusionEraser
 from core.discriminator import Discriminator
 from core.discriminator_config import DiscriminatorConfig
@@ -18,6 +20,7 @@ from core.discriminator_files import save_discriminator
 from core.discriminator_network import DiscriminatorNetwork
 from core.eraser import EraserSettings
 from core.errors import UsageError
+from core.model_card import FILE_NAME
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +35,25 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained discriminator on the embedded remover: its own has a trunk with another autoencoder."""
+    """An untrained discriminator on the embedded remover, whose own has a trunk with another autoencoder."""
     config = DiscriminatorConfig(size=128, base=str(EMBEDDED["tiny"]))
+    factor = downsampling_factor(AutoencoderKL.from_pretrained(EMBEDDED["tiny"] / "vae"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = DiscriminatorNetwork(UNet2DConditionModel.from_pretrained(EMBEDDED["tiny"] / "unet"), config, 4)
+        network = DiscriminatorNetwork(UNet2DConditionModel.from_pretrained(EMBEDDED["tiny"] / "unet"), config, factor)
     where = tmp_path_factory.mktemp("discriminator")
     save_discriminator(where, network, config, torch.float32)
     return where
 
 
 @pytest.fixture(scope="module")
-def parts(folder: Path) -> tuple[DiffusionEraser, Discriminator]:
-    return DiffusionEraser("tiny", EraserSettings(device="cpu")), Discriminator(folder, device="cpu")
+def parts(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DiffusionEraser, Discriminator]:
+    """The embedded remover taken for one that draws pictures."""
+    model = tmp_path_factory.mktemp("model") / "drawing"
+    shutil.copytree(EMBEDDED["tiny"], model, ignore=shutil.ignore_patterns("discriminator", "lcm"))
+    card = json.loads((model / FILE_NAME).read_text())
+    (model / FILE_NAME).write_text(json.dumps({**card, "texture": "network"}))
+    return DiffusionEraser(str(model), EraserSettings(device="cpu")), Discriminator(folder, device="cpu")
 
 
 def test_latents_score_near_the_picture_that_they_become(parts: tuple[DiffusionEraser, Discriminator], sample: Path) -> None:
@@ -62,6 +71,8 @@ def test_other_autoencoders_and_empty_folders_are_refused(
     parts: tuple[DiffusionEraser, Discriminator], folder: Path, sample: Path, tmp_path: Path
 ) -> None:
     eraser, discriminator = parts
+    with pytest.raises(UsageError, match="draws light and no picture"):
+        next(compare(DiffusionEraser("tiny", EraserSettings(device="cpu")), discriminator, sample, 1))
     with pytest.raises(UsageError, match="no source"):
         next(compare(eraser, discriminator, tmp_path, 1))
     other = Discriminator(folder, device="cpu")

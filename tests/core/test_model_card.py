@@ -76,3 +76,5 @@ def test_choices_that_a_model_cannot_follow_are_refused() -> None:
     assert resolve_card(ModelCard(null_branch=True), "m", EraserSettings(guidance_scale=2.5)).guidance_scale == 2.5
     with pytest.raises(UsageError, match="no object token to attend to; use mask or none"):
         resolve_card(ModelCard(), "m", EraserSettings(fusion="attention"))
+    with pytest.raises(UsageError, match="reinject_background and texture light"):
+        resolve_card(ModelCard(reinject_background=True, texture="light"), "m", EraserSettings())

@@ -192,8 +192,10 @@ def test_a_cache_that_does_not_fit_is_refused_in_one_line(cache: str, tmp_path: 
         larger.share(0, slice(None))
     with pytest.raises(LatentsUnusable, match="no column latents; run cleanplate encode"):
         list(ThreadFeed(maker(write_triplets(str(tmp_path / "plain"), 4))).shares(0, 1, 0, 1))
-    with pytest.raises(UsageError, match=r"changes colours \(hue 9\)"):
+    with pytest.raises(UsageError, match=r"changes colours or light \(hue 9\)"):
         FeedSettings(augmentation=dataclasses.replace(PLAIN, hue=9), latents=made.settings.latents)
+    with pytest.raises(UsageError, match="shadow_depth to null"):
+        FeedSettings(augmentation=dataclasses.replace(PLAIN, shadow_depth=(0.1, 0.2)), latents=made.settings.latents)
 
 
 def test_what_a_training_takes_follows_from_its_settings(tmp_path: Path) -> None:

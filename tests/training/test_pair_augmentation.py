@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ from training.pair_augmentation import (
     ColourChange,
     PairAugmentation,
     Window,
+    at_depth,
     augment_pair,
     centroid,
     change_colours,
@@ -245,6 +247,54 @@ def test_blank_samples_have_nothing_to_remove() -> None:
     assert all(out.mask.any() == (out.source != out.target).any() for out in drawn)
 
 
+def shaded_pair(depth: float) -> tuple[TrainingPair, np.ndarray]:
+    """A pair that differs by a shadow alone, with a soft edge, and where that lies outside the object mask."""
+    pair = made_pair()
+    shade = cv2.GaussianBlur((pair.effect_mask > 0).astype(np.float32), (0, 0), 3) if pair.effect_mask is not None else np.zeros(0)
+    source = np.rint((pair.target + 1.0) * np.exp(-depth * shade[..., None]) - 1).clip(0, 255).astype(np.uint8)
+    return replace(pair, source=source), (pair.effect_mask > 0) & (pair.mask == 0)  # type: ignore[operator]
+
+
+def depth_of(source: np.ndarray, target: np.ndarray, place: np.ndarray) -> float:
+    return float(np.abs(np.log((source + 1.0) / (target + 1.0))).mean(axis=2)[place].mean())
+
+
+@pytest.mark.parametrize("depth", [0.08, 0.12, 0.3])
+def test_a_shadow_gets_the_depth_that_is_asked_for_and_nothing_else_changes(depth: float) -> None:
+    pair, place = shaded_pair(0.15)
+    assert depth_of(pair.source, pair.target, place) == pytest.approx(0.13, abs=0.01)
+    source = at_depth(pair.source, pair.target, place, depth)
+    assert depth_of(source, pair.target, place) == pytest.approx(depth, rel=0.1)
+    alike = cv2.dilate((pair.source != pair.target).any(axis=2).astype(np.uint8), np.ones((9, 9), np.uint8)) == 0
+    assert alike.mean() > 0.5
+    np.testing.assert_array_equal(source[alike], pair.target[alike])
+
+
+def test_what_is_no_shadow_is_not_made_one() -> None:
+    pair, place = shaded_pair(0.0)
+    np.testing.assert_array_equal(at_depth(pair.target, pair.target, place, 0.3), pair.target)
+    np.testing.assert_array_equal(at_depth(pair.source, pair.target, np.zeros_like(place), 0.3), pair.source)
+    faint, place = shaded_pair(0.03)
+    grown = at_depth(faint.source, faint.target, place, 1.0)
+    assert depth_of(grown, faint.target, place) < 7 * depth_of(faint.source, faint.target, place), "at most six times as deep"
+
+
+def test_depths_are_drawn_for_each_item_and_epoch_and_leave_the_target() -> None:
+    pair, _ = shaded_pair(0.15)
+    rule = replace(PLAIN, size=150, shadow_depth=(0.05, 0.4))
+    plain = [augment_pair(pair, replace(rule, shadow_depth=None), seed=3, epoch=epoch) for epoch in range(6)]
+    drawn = [augment_pair(pair, rule, seed=3, epoch=epoch) for epoch in range(6)]
+    for before, after in zip(plain, drawn, strict=True):
+        np.testing.assert_array_equal(after.target, before.target)
+        np.testing.assert_array_equal(after.mask, before.mask)
+    shadows = [(item.effect_mask > 0) & (item.mask == 0) for item in drawn]  # type: ignore[operator]
+    depths = [depth_of(item.source, item.target, shadow) for item, shadow in zip(drawn, shadows, strict=True)]
+    assert all(0.04 < depth < 0.45 for depth in depths), depths
+    assert max(depths) > 2 * min(depths), depths
+    again = augment_pair(pair, rule, seed=3, epoch=2)
+    np.testing.assert_array_equal(again.source, drawn[2].source)
+
+
 def test_the_effect_mask_is_never_grown() -> None:
     grown = augment_pair(made_pair(), replace(PLAIN, mask=HAND_DRAWN), seed=0, epoch=0)
     plain = augment_pair(made_pair(), PLAIN, seed=0, epoch=0)
@@ -282,11 +332,14 @@ def test_real_samples_stay_whole() -> None:
         ({"blank": -0.1}, "blank is -0.1"),
         ({"contrast": 1.0}, "contrast is 1.0"),
         ({"hue": 129}, "hue is 129"),
+        ({"shadow_depth": (0.0, 0.3)}, "two numbers above 0"),
+        ({"shadow_depth": (0.1,)}, "two numbers above 0"),
+        ({"shadow_depth": (0.4, 0.3)}, "the smaller one first"),
     ],
 )
-def test_settings_are_checked(values: dict[str, float], words: str) -> None:
+def test_settings_are_checked(values: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        PairAugmentation(**values)  # type: ignore[arg-type]
+        PairAugmentation(**values)
 
 
 def test_empty_masks_are_refused() -> None:

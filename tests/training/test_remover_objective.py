@@ -62,8 +62,10 @@ def draws(seed: int, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed ^ (stream * STREAM))
 
 
-def reference(made: RemoverParts, batch: Batch, *, kind: str, tokens: torch.Tensor, pooled: torch.Tensor) -> dict[str, torch.Tensor]:
-    """RORem, section 3, item by item: predictions, goals, masks at latent size, and alpha bar."""
+def reference(
+    made: RemoverParts, batch: Batch, *, kind: str, tokens: torch.Tensor, pooled: torch.Tensor, gain: float = 1.0
+) -> dict[str, torch.Tensor]:
+    """RORem, section 3, item by item: predictions, goals, masks at latent size, and alpha bar. The target's latents are times ``gain``."""
     betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000) ** 2
     kept = torch.cumprod(1 - betas, dim=0)
     rows: list[tuple[torch.Tensor, ...]] = []
@@ -72,6 +74,7 @@ def reference(made: RemoverParts, batch: Batch, *, kind: str, tokens: torch.Tens
         mask = (batch.mask_BHW[index] > 127).float()[None, None]
         seen = source * (1 - mask) if kind == "masked" else source
         mean = {name: made.vae.encode(picture).latent_dist.mean * 0.13025 for name, picture in (("seen", seen), ("target", target))}
+        mean["target"] = mean["target"] * gain
         small = mask[..., ::8, ::8]
         noise = torch.randn(mean["target"].shape[1:], generator=draws(seed, 0))[None]
         t = torch.randint(0, 1000, (1,), generator=draws(seed, 1))

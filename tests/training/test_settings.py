@@ -150,7 +150,7 @@ def test_the_embedded_models_train_on_a_cpu(name: str) -> None:
     assert found.loop.ema_decay is not None
     if found.objective == "remover":
         remover = found.remover
-        assert (remover.conditioning, remover.object_token, remover.attention_weight) == ("full", "box", 0.1)
+        assert (remover.conditioning, remover.object_token, remover.attention_weight) == ("full", "box", 0.05)
 
 
 def test_bases_chain_and_the_nearest_recipe_wins(tmp_path: Path) -> None:
@@ -216,6 +216,8 @@ def test_changes_by_dotted_name_win(tmp_path: Path) -> None:
         ({"remover.attention_weight": 0.1}, ["attention", "object_token"]),
         ({"data.augmentation.mask.box": 0.9}, ["add up to", "lower some"]),
         ({"remover.lora.rank": 8, "loop.strategy": "fsdp"}, ["fsdp", "use ddp"]),
+        ({"optimiser.name": "muon", "loop.strategy": "fsdp"}, ["muon", "whole matrices", "use ddp"]),
+        ({"data.augmentation.shadow_depth": [0.3, 0.1]}, ["shadow_depth", "(0.3, 0.1)", "smaller one first"]),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_with_what_is_allowed(changes: dict[str, Any], said: list[str]) -> None:
@@ -227,6 +229,11 @@ def test_what_is_wrong_is_said_in_one_line_with_what_is_allowed(changes: dict[st
 def test_a_discriminator_of_several_sizes_is_refused() -> None:
     line = refused("discriminator", "discriminator", {"data.sizes": [512, 1024]})
     assert "one square size" in line
+
+
+def test_a_discriminator_with_other_shadows_than_were_judged_is_refused() -> None:
+    line = refused("discriminator", "discriminator", {"data.augmentation.shadow_depth": [0.1, 0.3]})
+    assert "shadow_depth is for removers" in line
 
 
 def test_many_wrong_names_are_counted() -> None:
@@ -279,6 +286,7 @@ def test_everything_that_a_recipe_spells_out_is_in_its_settings(name: str, objec
     guidance=st.none() | st.tuples(st.floats(0, 5), st.floats(5, 20)),
     shadow=st.floats(0, 10),
     hue=st.integers(0, 128),
+    depth=st.none() | st.tuples(st.floats(0.01, 0.3), st.floats(0.3, 1)),
     layers=st.lists(st.sampled_from(["down_blocks.1", "mid_block"]), max_size=2),
 )
 def test_any_settings_come_back_from_their_dictionary(
@@ -290,6 +298,7 @@ def test_any_settings_come_back_from_their_dictionary(
     guidance: tuple[float, float] | None,
     shadow: float,
     hue: int,
+    depth: tuple[float, float] | None,
     layers: list[str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -297,7 +306,11 @@ def test_any_settings_come_back_from_their_dictionary(
         objective="lcm",
         remover=RemoverSettings(attention_layers=tuple(layers)),
         lcm=LcmSettings(guidance=guidance),
-        data=DataSettings(sizes=tuple(sizes), augmentation=PairAugmentation(hue=hue), negatives=NegativeSettings(shadow=shadow)),
+        data=DataSettings(
+            sizes=tuple(sizes),
+            augmentation=PairAugmentation(hue=hue, shadow_depth=depth),
+            negatives=NegativeSettings(shadow=shadow),
+        ),
         optimiser=OptimiserSettings(learning_rate=rate, betas=betas, rate_scales={"unet.mid_block": 0.5}),
         loop=LoopSettings(steps=steps, ema_decay=ema),
     )

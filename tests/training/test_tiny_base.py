@@ -63,7 +63,7 @@ def test_the_folder_is_a_whole_model_of_objectclears_kind(base: Path) -> None:
 def test_it_erases_with_attention_fusion(base: Path) -> None:
     eraser = DiffusionEraser(str(base), EraserSettings(steps=2))
     eraser.rule = replace(eraser.rule, size=128, dilate_px=2)
-    assert eraser.rule.texture == "photo"
+    assert eraser.rule.texture == "light"
     assert eraser.card.fusion == "attention"
     pictures_BHW3, masks_BHW = random_batch(1, 160)
     erased_HW3 = eraser.erase(pictures_BHW3[0].numpy(), masks_BHW[0].numpy(), seed=1)
@@ -76,7 +76,7 @@ def test_the_map_that_steers_the_fusion_is_the_one_that_training_is_about() -> N
     layers = cross_attention_layers(new_parts(random_vae()).unet)
     (trained,) = load_recipe("tiny-remover", "remover").remover.attention_layers
     assert layers[CARD.attention_layer] == trained
-    assert trained.startswith("up_blocks.2."), "the finest of the way up: one cell is one of the autoencoder's"
+    assert trained.startswith("up_blocks.2."), "the finest with attention of the way up"
 
 
 def test_plain_diffusers_loads_it(base: Path) -> None:
@@ -143,7 +143,7 @@ def test_the_encoder_learns_to_tell_objects_apart() -> None:
     assert token is not None
     before = rank(token.encoder)
     train_encoder(token.encoder, cutouts(), steps=25)
-    assert before > np.log(2 * 12 - 1) - 0.4
+    assert before > np.log(2 * 12 - 1) - 0.5
     assert rank(token.encoder) < before - 0.5
     assert not any(parameter.requires_grad for parameter in token.encoder.parameters())
 

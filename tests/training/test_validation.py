@@ -188,8 +188,9 @@ def by_the_product(eraser: DiffusionEraser, batch: Batch, seeds: list[int]) -> l
     made = []
     for source, mask, seed in zip(batch.source_BHW3.numpy(), batch.mask_BHW.numpy(), seeds, strict=True):
         grown = dilate(mask, eraser.rule.dilate_px)
-        plate = source if eraser.rule.texture == "photo" else None
-        crop = Crop(source, grown, soft_mask(grown, eraser.rule.feather_px), 0, 0, 64, eraser.rule.match_tone, plate)
+        plate = None if eraser.rule.texture == "network" else source
+        soft = soft_mask(grown, eraser.rule.feather_px)
+        crop = Crop(source, grown, soft, 0, 0, 64, eraser.rule.match_tone, plate, eraser.rule.texture)
         made.append(paste(source, crop, eraser.fill([crop], [seed])[0]))
     return made
 
@@ -306,15 +307,16 @@ def test_a_contact_sheet_is_a_grid_on_white() -> None:
     assert tuple(shown[4, 4]) == (114, 20, 24)
 
 
-def test_with_the_photos_texture_pictures_are_relit_and_not_redrawn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("texture", ["photo", "light"])
+def test_with_the_photos_texture_pictures_are_relit_and_not_redrawn(texture: Any, tmp_path: Path) -> None:
     """The fill is pasted as at inference: of the network's picture light and colour alone."""
     drawn = pictures(remover(), items(2, first=7)).pixels
     objective, batch = remover(), items(2, first=7)
-    objective.parts = replace(objective.parts, card=replace(objective.parts.card, texture="photo"))
+    objective.parts = replace(objective.parts, card=replace(objective.parts.card, texture=texture))
     sheet = pictures(objective, batch)
     objective.save(tmp_path / "model")
     eraser = DiffusionEraser(str(tmp_path / "model"), EraserSettings(device="cpu"))
-    assert eraser.rule.texture == "photo"
+    assert eraser.rule.texture == texture
     for found, expected in zip(results_of(sheet.pixels, 2, 2), by_the_product(eraser, batch, [7, 8]), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert not np.array_equal(sheet.pixels, drawn)

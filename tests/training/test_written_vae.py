@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.conditioning import decode_latents, downsampling_factor, encode_latents, image_batch, pixel_batch
-from training.written_vae import FACTOR, PIXEL_LATENTS, colour_vae, pixel_vae
+from training.written_vae import COLOUR_FACTOR, PIXEL_FACTOR, PIXEL_LATENTS, colour_vae, pixel_vae
 
 PIXELS, COLOURS = pixel_vae(), colour_vae()
 
@@ -22,7 +22,7 @@ PIXELS, COLOURS = pixel_vae(), colour_vae()
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), low=st.integers(0, 200), reach=st.integers(20, 55), rows=st.integers(1, 6), columns=st.integers(1, 6))
 def test_a_cells_latents_are_its_pixels(seed: int, low: int, reach: int, rows: int, columns: int) -> None:
-    shape = (2, rows * FACTOR, columns * FACTOR, 3)
+    shape = (2, rows * PIXEL_FACTOR, columns * PIXEL_FACTOR, 3)
     pictures_BHW3 = torch.from_numpy(np.random.default_rng(seed).integers(low, low + reach, shape, dtype=np.uint8))
     posterior = PIXELS.encode(image_batch(pictures_BHW3)).latent_dist
     values_B3HW = pictures_BHW3.permute(0, 3, 1, 2).double()
@@ -42,22 +42,22 @@ def test_a_plain_picture_has_pixel_latents_of_nothing() -> None:
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), low=st.integers(0, 255), rows=st.integers(1, 6), columns=st.integers(1, 6))
 def test_a_cells_latents_are_its_mean_colour_and_decode_to_it(seed: int, low: int, rows: int, columns: int) -> None:
-    shape = (2, rows * FACTOR, columns * FACTOR, 3)
+    shape = (2, rows * COLOUR_FACTOR, columns * COLOUR_FACTOR, 3)
     pictures_BHW3 = torch.from_numpy(np.random.default_rng(seed).integers(low, 256, shape, dtype=np.uint8))
     image_B3HW = image_batch(pictures_BHW3)
     latents_BLhw = encode_latents(COLOURS, image_B3HW)
-    colours_B3hw = F.avg_pool2d(image_B3HW, FACTOR)
+    colours_B3hw = F.avg_pool2d(image_B3HW, COLOUR_FACTOR)
     torch.testing.assert_close(latents_BLhw, colours_B3hw * 2, atol=1e-4, rtol=0)
     assert float(COLOURS.encode(image_B3HW).latent_dist.std.max()) < 1e-5, "nothing is drawn"
     decoded = decode_latents(COLOURS, latents_BLhw)
-    torch.testing.assert_close(decoded, F.interpolate(colours_B3hw, scale_factor=FACTOR), atol=1e-4, rtol=0)
+    torch.testing.assert_close(decoded, F.interpolate(colours_B3hw, scale_factor=COLOUR_FACTOR), atol=1e-4, rtol=0)
     again = encode_latents(COLOURS, decoded)
     torch.testing.assert_close(again, latents_BLhw, atol=2e-4, rtol=0)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("make", [pixel_vae, colour_vae])
-def test_half_precision_keeps_the_weights_and_costs_a_level_at_most(make: Callable[[], Any]) -> None:
+@pytest.mark.parametrize(("make", "factor"), [(pixel_vae, PIXEL_FACTOR), (colour_vae, COLOUR_FACTOR)])
+def test_half_precision_keeps_the_weights_and_costs_a_level_at_most(make: Callable[[], Any], factor: int) -> None:
     vae = make()
     picture = image_batch(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)))
     plain = encode_latents(vae, picture)
@@ -67,7 +67,7 @@ def test_half_precision_keeps_the_weights_and_costs_a_level_at_most(make: Callab
     assert float((encode_latents(vae, picture) - plain).abs().max()) < 0.005
     rounded = encode_latents(vae.bfloat16(), picture).float()
     assert float((rounded - plain).abs().max()) < 0.02
-    assert downsampling_factor(vae) == FACTOR
+    assert downsampling_factor(vae) == factor
 
 
 @torch.no_grad()
