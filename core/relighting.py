@@ -22,6 +22,8 @@ RELIGHT_RANGE: Final = 4.0
 """How much brighter or darker it may make a place, as a factor."""
 LIGHT_BLUR: Final = 1 / 128
 """The same sigma for a picture of the light."""
+TINT_BLUR: Final = 1 / 32
+"""The same for its colour: a shadow has one tint, and what is finer is noise that the network has left, which shows as iridescent streaks."""
 LIGHT_RANGE: Final = 3.0
 """The factor that white stands for; black is its reciprocal."""
 GREY: Final = 128
@@ -53,7 +55,10 @@ def lit(plate: np.ndarray, light: np.ndarray) -> np.ndarray:
         light: (S, S, 3) uint8 as ``light_picture`` gives it: 128 = as it is.
     """
     logarithm = (light.astype(np.float32) - GREY) * (math.log(LIGHT_RANGE) / 127.5)
-    return _multiplied(plate, np.exp(cv2.GaussianBlur(logarithm, (0, 0), max(0.5, light.shape[0] * LIGHT_BLUR))))
+    grey = logarithm.mean(axis=2, keepdims=True)
+    side = light.shape[0]
+    tint = cv2.GaussianBlur(logarithm - grey, (0, 0), max(0.5, side * TINT_BLUR))
+    return _multiplied(plate, np.exp(cv2.GaussianBlur(grey, (0, 0), max(0.5, side * LIGHT_BLUR))[..., None] + tint))
 
 
 def _multiplied(plate: np.ndarray, factor: np.ndarray) -> np.ndarray:

@@ -74,3 +74,14 @@ def test_a_crop_whose_network_draws_light_is_pasted_in_that_light() -> None:
     assert crop.plate is not None
     plate = crop.plate[crop.soft > 0].astype(float)
     np.testing.assert_allclose(result[mask > 0], plate * 1.5, atol=2)
+
+
+def test_noise_of_colour_in_the_light_does_not_reach_the_photo() -> None:
+    """Its mean is grey; what is left of it is a fraction of what a brightness of the same strength would be."""
+    noise = np.random.default_rng(7).integers(-20, 21, (64, 64, 3))
+    coloured = noise - np.rint(noise.mean(axis=2, keepdims=True)).astype(int)
+    plate = np.full((64, 64, 3), 120, np.uint8)
+    found, grey = (lit(plate, (128 + each).astype(np.uint8)).astype(int) - 120 for each in (coloured, noise[..., :1].repeat(3, 2)))
+    assert np.abs(found).mean() < 0.3 * np.abs(grey).mean()
+    tint = np.full((64, 64, 3), (128, 128, 148), np.uint8)
+    assert (lit(plate, tint)[..., 2] > lit(plate, tint)[..., 0]).all(), "an even tint stays"
