@@ -23,7 +23,7 @@ RELIGHT_RANGE: Final = 4.0
 LIGHT_BLUR: Final = 1 / 128
 """The same sigma for a picture of the light."""
 TINT_BLUR: Final = 1 / 32
-"""The same for its colour: a shadow has one tint, and what is finer is noise that the network has left, which shows as iridescent streaks."""
+"""The same for its colour: a shadow has one tint, and what is finer is noise that the network has left, seen as iridescent streaks."""
 LIGHT_RANGE: Final = 3.0
 """The factor that white stands for; black is its reciprocal."""
 GREY: Final = 128
