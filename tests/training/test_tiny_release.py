@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     (remover / "training").mkdir()
     (remover / "training" / "state.pt").write_bytes(b"large")
     parts = load_parts(str(remover), RemoverSettings(conditioning="full"))
-    DiscriminatorObjective(parts, DiscriminatorConfig(size=256, base=str(remover))).save(folder / "discriminator")
+    DiscriminatorObjective(parts, DiscriminatorConfig(size=512, base=str(remover))).save(folder / "discriminator")
     return remover, folder / "discriminator"
 
 
