@@ -44,7 +44,7 @@ def relit(plate: np.ndarray, seen: np.ndarray, filled: np.ndarray) -> np.ndarray
     """
     sigma = max(0.5, seen.shape[0] * RELIGHT_BLUR)
     ours, theirs = (cv2.GaussianBlur(picture.astype(np.float32) + 1.0, (0, 0), sigma) for picture in (filled, seen))
-    return _multiplied(plate, np.clip(ours / theirs, 1 / RELIGHT_RANGE, RELIGHT_RANGE))
+    return multiplied(plate, np.clip(ours / theirs, 1 / RELIGHT_RANGE, RELIGHT_RANGE))
 
 
 def lit(plate: np.ndarray, light: np.ndarray) -> np.ndarray:
@@ -58,10 +58,11 @@ def lit(plate: np.ndarray, light: np.ndarray) -> np.ndarray:
     grey = logarithm.mean(axis=2, keepdims=True)
     side = light.shape[0]
     tint = cv2.GaussianBlur(logarithm - grey, (0, 0), max(0.5, side * TINT_BLUR))
-    return _multiplied(plate, np.exp(cv2.GaussianBlur(grey, (0, 0), max(0.5, side * LIGHT_BLUR))[..., None] + tint))
+    return multiplied(plate, np.exp(cv2.GaussianBlur(grey, (0, 0), max(0.5, side * LIGHT_BLUR))[..., None] + tint))
 
 
-def _multiplied(plate: np.ndarray, factor: np.ndarray) -> np.ndarray:
+def multiplied(plate: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """The plate (side, side, 3), of levels 0 to 255, times a factor of its light (S, S, 3) float32, as uint8; black counts as one level."""
     side = plate.shape[0]
     if factor.shape[0] != side:
         factor = cv2.resize(factor, (side, side), interpolation=cv2.INTER_LINEAR)

@@ -22,7 +22,7 @@ from training.triplets import AnswerColumn
 if TYPE_CHECKING:
     from training.settings import TrainSettings
 
-_COLOURS: Final = ("brightness", "contrast", "saturation", "hue", "shadow_depth")
+_CHANGING: Final = ("brightness", "contrast", "saturation", "hue", "shadow_depth")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ def latent_settings(settings: TrainSettings) -> LatentSettings | None:
 
 def check_augmentation(augmentation: PairAugmentation) -> None:
     """Raises UsageError where colours or shadows are changed, of which a cache knows nothing."""
-    changed = [f"{name} {getattr(augmentation, name)}" for name in _COLOURS if getattr(augmentation, name)]
+    changed = [f"{name} {getattr(augmentation, name)}" for name in _CHANGING if getattr(augmentation, name)]
     if changed:
         raise UsageError(
             f"data.latents takes pictures as they were encoded, and data.augmentation changes colours or light ({', '.join(changed)}): "

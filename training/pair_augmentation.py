@@ -19,6 +19,7 @@ from core.errors import UsageError
 from core.images import Pixels
 from core.masks import mask_at_size
 from core.record import item_seed
+from core.relighting import multiplied
 from training.mask_augmentation import MaskAugmentation, augment_mask
 from training.triplets import TrainingPair
 
@@ -305,10 +306,10 @@ def at_depth(source: Pixels, target: Pixels, shadow: NDArray[np.bool_], depth: f
     if not shadow.any():
         return source
     # at this blur rounding to bytes does not grow into noise, and the edges of shadows stay
-    light = cv2.GaussianBlur(np.log((source.astype(np.float32) + 1) / (target.astype(np.float32) + 1)), (0, 0), _ROUNDING_BLUR)
+    values = source.astype(np.float32)
+    light = cv2.GaussianBlur(np.log((values + 1) / (target.astype(np.float32) + 1)), (0, 0), _ROUNDING_BLUR)
     own = float(np.abs(light).mean(axis=2)[shadow].mean())
     if own < _LEAST_DEPTH:
         return source
     factor = np.float32(np.clip(depth / own, *_DEPTH_FACTORS))
-    values = (source + np.float32(1)) * np.exp((factor - 1) * np.maximum(light, _DARKEST))
-    return np.clip(np.rint(values - 1), 0, 255).astype(np.uint8)
+    return multiplied(values, np.exp((factor - 1) * np.maximum(light, _DARKEST)))

@@ -139,11 +139,11 @@ def test_the_encoder_learns_to_tell_objects_apart() -> None:
             views_R3SS = torch.cat([tiny_base._view(cutout, rng) for cutout in (*cutouts(), *cutouts())])
             return float(contrastive_loss(encoder(views_R3SS).image_embeds))
 
-    token = new_parts(random_vae()).object_token
+    token = new_parts(random_vae(), seed=1).object_token
     assert token is not None
     before = rank(token.encoder)
     train_encoder(token.encoder, cutouts(), steps=25)
-    assert before > np.log(2 * 12 - 1) - 0.5
+    assert before > np.log(2 * 12 - 1) - 0.4
     assert rank(token.encoder) < before - 0.5
     assert not any(parameter.requires_grad for parameter in token.encoder.parameters())
 
