@@ -2,10 +2,12 @@
 
 Of every triplet some results of plain erasers (``training.rough_erasers``), of the clean plate itself, and of the edits that
 ``training.negatives`` makes. A real eraser fails in two ways that have nothing to do with each other: it draws what does not belong there,
-and it leaves the shadow. So each eraser works on the photo with all, some or none of the object's effects beside the object left. Plain
-erasers hardly ever succeed, and a good result is not the clean plate: so what they draw is mixed with the clean plate, half the time. Every
-result is judged by its distance from the clean plate and by the shadow that is left (``core.metrics.verdict``); what is neither a
-success nor a failure is left out. Edits that are made to fail are failures as they are.
+and it leaves the shadow. So each eraser works on the photo with all, some or none of the object's effects beside the object left, or some
+of them in one place and none in another, or brightened where they were. Plain erasers hardly ever succeed, and a good result is not the
+clean plate: so what they draw is mixed with the clean plate, half the time. Every result is judged by its distance from the clean plate
+and by the shadow that is left (``core.metrics.verdict``); what is neither a success nor a failure is left out. Edits that are made to fail
+are failures as they are. Composed shadows are mostly so faint that nobody sees whether one was left: ``--shadow-depth`` gives every
+triplet one of another depth first (``training.pair_augmentation.at_depth``).
 
 The output is a dataset of squares at the discriminator's size, cut out as scoring cuts them, with verdicts and the clean plate as target;
 ``cleanplate train discriminator`` reads it. LPIPS judges, so its weights must be at hand (``core.metrics.perceptual``).
@@ -27,6 +29,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from core import storage
 from core.crops import Crop, CropRule, make_crop, take
@@ -43,6 +46,7 @@ from core.readers import open_input
 from core.record import RECORD_SCHEMA, empty_record, image_value, item_seed
 from core.scoring import make_views
 from training.negatives import NegativeSettings, judged_pair
+from training.pair_augmentation import at_depth
 from training.rough_erasers import ROUGH_ERASERS
 from training.script import exit_status, in_shares, triplets_parser
 from training.tiny_base import CARD
@@ -57,7 +61,12 @@ MASK_GROWTH: Final = 0.12
 """Most that a mask is grown, over the square root of its area: people draw loosely."""
 WHOLLY: Final = 0.5
 """Probability that what an eraser draws is left as it is; else any share of it is the clean plate's."""
+BRIGHTENED: Final = 0.5
+"""Most by which a removed shadow becomes a bright place, as a share of it."""
+RIM_PX: Final = 3
+"""What lies as near to an object may have some of its colours."""
 SHARD_TRIPLETS: Final = 50
+Share = NDArray[np.float32]
 SUCCESSES: Final = NegativeSettings(accepted=1.0)
 # without OpenCV's inpainting, which is an eraser that people use, and by which a discriminator is judged
 FAILURES: Final = NegativeSettings(accepted=0.0, classical=0.0)
@@ -83,13 +92,12 @@ def judged_results(pair: TrainingPair, other: TrainingPair | None, lpips: Lpips,
     rng = np.random.default_rng(item_seed(f"judged\0{pair.id}", seed))
     source_distance = lpips.distance(pair.source, pair.target)
     found = []
-    for number, kind in enumerate(["clean", *rng.permutation(list(ROUGH_ERASERS)).tolist()[:3]]):
-        # of the effects, erasers leave all, some or none; with the truth in the hole, they decide
-        some = float(rng.random())
-        left = (0.0, 1.0, some)[int(rng.integers(3))] if number else some
+    # with the truth in the hole, what is left of the effects decides
+    for kind in ("clean", "clean", *rng.permutation(list(ROUGH_ERASERS)).tolist()[:2]):
+        left = _left_effects(pair.mask.shape, rng, none=kind != "clean")
         drawn = 1.0 if rng.random() < WHOLLY else float(rng.random())
         edited = _erased(pair, kind, left, drawn, rng)
-        residual = shadow_residual(edited, pair.target, pair.source, pair.mask, pair.effect_mask) if pair.effect_mask is not None else None
+        residual = left_shadow(pair, edited)
         success = measured_success(lpips.distance(edited, pair.target), source_distance, residual)
         if success is not None:
             found.append(Judged(edited, success, kind))
@@ -100,11 +108,42 @@ def judged_results(pair: TrainingPair, other: TrainingPair | None, lpips: Lpips,
     return found
 
 
-def _erased(pair: TrainingPair, kind: str, left: float, drawn: float, rng: np.random.Generator) -> Pixels:
+def left_shadow(pair: TrainingPair, edited: Pixels) -> float | None:
+    """The shadow residual (``core.metrics.shadow``) of what lies outside the object alone; None where it has no effect.
+
+    A blurred photo's object darkens what is around it, and a blurred fill may do so, too: shadows are narrow, and a shadow that is left
+    whole would come to a third of such a difference, a success. What is in the object's place is LPIPS's to judge.
+    """
+    if pair.effect_mask is None:
+        return None
+    effects, left = (_without_object(pair, picture) for picture in (pair.source, edited))
+    return shadow_residual(left, pair.target, effects, pair.mask, pair.effect_mask)
+
+
+def _without_object(pair: TrainingPair, picture: Pixels) -> Pixels:
+    """The picture with the clean plate in the object's place."""
+    return np.where(dilate(pair.mask, RIM_PX)[..., None] > 0, pair.target, picture)
+
+
+def _left_effects(shape: tuple[int, ...], rng: np.random.Generator, *, none: bool) -> Share:
+    """The share of the object's effects that is left, (H, W, 1), below 0 where what was dark becomes too bright.
+
+    All of it, evenly some, some in places, or, with ``none``, none of it.
+    """
+    kind = int(rng.integers(0 if none else 1, 4))
+    if kind < 3:
+        even = (0.0, 1.0, float(rng.uniform(-BRIGHTENED, 1.0)))[kind]
+        return np.full((*shape, 1), even, np.float32)
+    places = int(rng.integers(3, 9))
+    field = cv2.resize(rng.normal(rng.random(), 0.4, (places, places)).astype(np.float32), shape[::-1], interpolation=cv2.INTER_CUBIC)
+    return np.clip(field, -BRIGHTENED, 1.0).astype(np.float32)[..., None]
+
+
+def _erased(pair: TrainingPair, kind: str, left: Share, drawn: float, rng: np.random.Generator) -> Pixels:
     """The photo without the object, by one eraser and else (1 - ``drawn``) the truth, with this share of its effects left beside it."""
     growth, feather = int(rng.integers(1, 8)), float(rng.uniform(0, 6))
     hole = dilate(pair.mask, growth) > 0
-    shaded = np.rint(pair.source * np.float32(left) + pair.target * np.float32(1 - left)).astype(np.uint8)
+    shaded = np.rint(np.clip(pair.source * left + pair.target * (1 - left), 0, 255)).astype(np.uint8)
     photo = np.where(hole[..., None], pair.source, shaded)
     filled = pair.target if kind == "clean" else ROUGH_ERASERS[kind](photo, hole, rng) * drawn + pair.target * (1 - drawn)
     soft = soft_mask(hole.astype(np.uint8), feather)[..., None]
@@ -119,14 +158,29 @@ def around_object(pair: TrainingPair) -> TrainingPair:
     return replace(pair, source=source, target=target, mask=mask, effect_mask=effect_mask)
 
 
+def deepened(pair: TrainingPair, depths: tuple[float, float], *, seed: int) -> TrainingPair:
+    """The pair with its shadow at a depth drawn from these two, log-uniform; the object itself stays as it is."""
+    if pair.effect_mask is None:
+        return pair
+    low, high = depths
+    depth = low * (high / low) ** float(np.random.default_rng(item_seed(f"depth\0{pair.id}", seed)).random())
+    object_HW = dilate(pair.mask, RIM_PX) > 0
+    shadowed = at_depth(_without_object(pair, pair.source), pair.target, (pair.effect_mask > 0) & ~object_HW, depth)
+    return replace(pair, source=np.where(object_HW[..., None], pair.source, shadowed))
+
+
 def _square(pixels: Pixels, crop: Crop) -> Pixels:
     return np.ascontiguousarray(take(pixels, crop.x, crop.y, crop.side))
 
 
-def judged_records(pair: TrainingPair, other: TrainingPair | None, lpips: Lpips, *, size: int, seed: int) -> list[dict[str, Any]]:
-    """The records (``core.record``) of one triplet, seen as a discriminator of this size sees them."""
+def judged_records(
+    pair: TrainingPair, other: TrainingPair | None, lpips: Lpips, *, size: int, seed: int, shadow_depth: tuple[float, float] | None = None
+) -> list[dict[str, Any]]:
+    """The records (``core.record``) of one triplet, seen as a discriminator of this size sees them; ``shadow_depth``: see ``deepened``."""
     rng = np.random.default_rng(item_seed(f"seen\0{pair.id}", seed))
     square = around_object(pair)
+    if shadow_depth is not None:
+        square = deepened(square, shadow_depth, seed=seed)
     results = judged_results(square, None if other is None else around_object(other), lpips, seed=seed)
     growth = int(float(rng.random()) ** 2 * MASK_GROWTH * np.sqrt(cv2.countNonZero(square.mask)))
     views = make_views(size, square.source, dilate(square.mask, growth), [square.target, *(result.edited for result in results)])
@@ -149,7 +203,9 @@ def judged_records(pair: TrainingPair, other: TrainingPair | None, lpips: Lpips,
     ]
 
 
-def write_shards(data: str, output: str, size: int, seed: int, limit: int | None, share: tuple[int, int]) -> Counter[str]:
+def write_shards(
+    data: str, output: str, size: int, seed: int, limit: int | None, shadow_depth: tuple[float, float] | None, share: tuple[int, int]
+) -> Counter[str]:
     """Writes every ``share[1]``-th shard from the ``share[0]``-th on, and returns the numbers of its items by verdict and kind.
 
     Shards that are there already are left.
@@ -169,7 +225,7 @@ def write_shards(data: str, output: str, size: int, seed: int, limit: int | None
         records = []
         for place, pair in enumerate(pairs):
             other = pairs[(place + 1) % len(pairs)] if len(pairs) > 1 else None
-            records += judged_records(pair, other, lpips, size=size, seed=seed)
+            records += judged_records(pair, other, lpips, size=size, seed=seed, shadow_depth=shadow_depth)
         counts.update(f"{record['verdict']} {record['category']}" for record in records)
         write_shard(uri, pa.Table.from_pylist(records, schema=RECORD_SCHEMA))
     return counts
@@ -186,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = triplets_parser("training.judged_triplets", __doc__)
     parser.add_argument("--output", required=True, help="folder of the dataset to write; run the same command again to go on with it")
     parser.add_argument("--size", type=int, default=CARD.size, help="side of the squares, the discriminator's, in pixels")
+    depth = "least and largest depth that shadows are given, above 0 and at most 1; else they stay as they are"
+    parser.add_argument("--shadow-depth", type=float, nargs=2, metavar=("LEAST", "LARGEST"), help=depth)
     options = parser.parse_args(argv)
     return exit_status(partial(_run, options))
 
@@ -193,10 +251,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     if min(options.size, options.processes) < 1:
         raise UsageError("--size and --processes must be at least 1")
+    depths = None if options.shadow_depth is None else (options.shadow_depth[0], options.shadow_depth[1])
+    if depths is not None and not 0 < depths[0] <= depths[1] <= 1:
+        raise UsageError(f"--shadow-depth is {depths[0]:g} {depths[1]:g}; allowed are two numbers above 0 to 1, the smaller one first")
     data, output = (storage.normalize_uri(uri) for uri in (options.data, options.output))
-    write = partial(write_shards, data, output, options.size, options.seed, options.limit)
+    write = partial(write_shards, data, output, options.size, options.seed, options.limit, depths)
     counts = sum(in_shares(write, options.processes), Counter[str]())
-    about = {"configuration": {"made_by": "training.judged_triplets", "input": data, "size": options.size, "seed": options.seed}}
+    made_with = {"input": data, "size": options.size, "seed": options.seed, "shadow_depth": depths}
+    about = {"configuration": {"made_by": "training.judged_triplets", **made_with}}
     storage.storage_for(output).write(storage.join(output, "dataset.json"), json.dumps(about, indent=1, sort_keys=True).encode())
     for name, count in sorted(counts.items()):
         logger.info("%6d %s", count, name)

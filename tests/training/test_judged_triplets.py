@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,16 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.images import decode_photo
-from core.masks import decode_mask
+from core.masks import decode_mask, dilate
 from core.metrics.perceptual import Lpips
 from core.metrics.shadow import shadow_residual
-from core.metrics.verdict import measured_success
+from core.metrics.verdict import FAILED_RESIDUAL, measured_success
 from core.record import record_problem
 from core.scoring import make_views
 from tests.core.metrics.lpips_weights import random_weights
 from tests.training.support import write_triplet_files
 from training.index import Selection, read_index
-from training.judged_triplets import around_object, judged_records, judged_results, main
+from training.judged_triplets import RIM_PX, around_object, deepened, judged_records, judged_results, left_shadow, main
 from training.rough_erasers import ROUGH_ERASERS
 from training.triplets import TrainingPair
 
@@ -56,11 +57,44 @@ def test_results_of_erasers_are_judged_by_their_figures(judge: Lpips) -> None:
             if result.kind not in {"clean", *ROUGH_ERASERS}:
                 continue
             assert pair.effect_mask is not None
-            left = shadow_residual(result.edited, pair.target, pair.source, pair.mask, pair.effect_mask)
+            # of what lies outside the object: its colours are no shadow, and the fill is LPIPS's to judge
+            inside = dilate(pair.mask, RIM_PX)[..., None] > 0
+            shadow, edited = (np.where(inside, pair.target, picture) for picture in (pair.source, result.edited))
+            left = shadow_residual(edited, pair.target, shadow, pair.mask, pair.effect_mask)
             # successes of kind clean may be of either maker, and both hold what they promise
             assert measured_success(judge.distance(result.edited, pair.target), whole, left) is result.success
             verdicts.add((result.kind == "clean", result.success))
     assert verdicts >= {(True, True), (False, False)}
+
+
+def test_a_narrow_shadow_beside_a_dark_object_counts_as_left() -> None:
+    base = scene(5)
+    effect = base.mask | np.roll(base.mask, 6, axis=1)
+    shaded = np.where(effect[..., None] > 0, (base.target * 0.7).astype(np.uint8), base.target)
+    source = np.where(base.mask[..., None] > 0, np.uint8(0), shaded)  # a black object: blurred, it darkens its surroundings most
+    pair = replace(base, source=source, effect_mask=effect)
+    perfect = np.where(base.mask[..., None] > 0, base.target, source)
+    assert (shadow_residual(perfect, base.target, source, base.mask, effect) or 0) < FAILED_RESIDUAL
+    assert left_shadow(pair, perfect) == pytest.approx(1.0, abs=0.01)
+    assert left_shadow(pair, base.target) == 0.0
+
+
+def test_a_shadow_gets_the_depth_that_is_asked_for_and_the_object_stays() -> None:
+    pair = scene(2)
+    assert pair.effect_mask is not None
+    beside = (pair.effect_mask > 0) & (dilate(pair.mask, RIM_PX) == 0)
+    for depths in ((0.4, 0.4), (0.9, 0.9)):
+        other = deepened(pair, depths, seed=0)
+        light = np.log((other.source + 1.0) / (other.target + 1.0))
+        assert np.abs(light)[beside].mean() == pytest.approx(depths[0], rel=0.15)
+        np.testing.assert_array_equal(other.source[pair.mask > 0], pair.source[pair.mask > 0])
+        far = dilate(pair.effect_mask, 8) == 0
+        np.testing.assert_array_equal(other.source[far], pair.source[far])
+    drawn = {float(deepened(replace(pair, id=f"i{n}"), (0.1, 0.5), seed=0).source[beside].mean()) for n in range(4)}
+    assert len(drawn) == 4
+    np.testing.assert_array_equal(deepened(pair, (0.1, 0.5), seed=3).source, deepened(pair, (0.1, 0.5), seed=3).source)
+    without = replace(pair, effect_mask=None)
+    assert deepened(without, (0.1, 0.5), seed=0) is without
 
 
 def test_records_show_what_scoring_shows(judge: Lpips) -> None:
@@ -119,3 +153,13 @@ def test_triplets_without_effect_masks_are_refused(
         path.unlink()
     assert main(["--data", str(triplets), "--output", str(tmp_path / "judged"), "--size", "64"]) == 2
     assert "effect mask" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("depths", [("0", "0.4"), ("0.4", "0.1"), ("0.1", "2")])
+def test_depths_that_no_shadow_has_are_refused(
+    triplets: Path, tmp_path: Path, depths: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(triplets), "--output", str(tmp_path / "judged"), "--shadow-depth", *depths]) == 2
+    error = capsys.readouterr().err
+    assert f"--shadow-depth is {depths[0]} {depths[1]}" in error
+    assert "allowed" in error
