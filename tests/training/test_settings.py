@@ -39,6 +39,7 @@ OF: dict[str, tuple[ObjectiveName, ...]] = {
     "tiny-discriminator": ("discriminator",),
     "tiny-lcm": ("lcm",),
     "tiny-remover": ("remover",),
+    "tiny-remover-second": ("remover",),
 }
 """Every recipe that is shipped, and what it is for."""
 def written(folder: Path, name: str, text: str) -> str:
@@ -141,7 +142,7 @@ def test_mixed_is_rorem_at_more_sizes_and_nothing_else() -> None:
     assert load_recipe("rorem-mixed", "remover").as_dict() == changed
 
 
-@pytest.mark.parametrize("name", ["tiny-remover", "tiny-lcm", "tiny-discriminator"])
+@pytest.mark.parametrize("name", ["tiny-remover", "tiny-remover-second", "tiny-lcm", "tiny-discriminator"])
 def test_the_embedded_models_train_on_a_cpu(name: str) -> None:
     found = load_recipe(name, OF[name][0])
     assert (found.data.sizes, found.data.batch_size, found.optimiser.schedule) == ((CARD.size,), 16, "cosine")
