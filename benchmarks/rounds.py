@@ -253,7 +253,7 @@ def settings_for(options: argparse.Namespace) -> dict[str, Any]:
             "discriminator": {"recipe": "tiny-discriminator", "changes": judge},
             **distilled,
         },
-        # the embedded discriminator is never surer than 0.8; its usual 0.9 would call nothing a success
+        # the embedded discriminator is never surer than 0.9; its usual threshold would call nothing a success
         "evaluation": {"sets": {"public": options.public}, "judged": options.evaluated, "threshold": 0.65},
         # one actor: a second would load the networks anew for a dozen pictures
         "clean": {"max_actors": 1},
