@@ -89,9 +89,15 @@ class PageDriver:
             self.page.set_input_files("#photo-file", {"name": name, "mimeType": kind, "buffer": data})
         self.page.wait_for_selector("body.editing")
 
+    def frame_box(self) -> dict[str, float]:
+        """Where the photo is on the screen once what was asked for is drawn: x, y, width, height."""
+        self._frame()
+        box: dict[str, float] = self.page.locator(".frame").bounding_box()
+        return box
+
     def at(self, point: Point) -> Point:
         """A point of the photo on the screen."""
-        box = self.page.locator(".frame").bounding_box()
+        box = self.frame_box()
         return box["x"] + box["width"] * point[0], box["y"] + box["height"] * point[1]
 
     def stroke(self, points: Sequence[Point], button: str = "left") -> None:

@@ -96,7 +96,7 @@ def test_lasso_and_rectangle_fill(page: PageDriver, tool: str) -> None:
 
 
 def test_the_brush_has_the_size_that_it_shows(page: PageDriver) -> None:
-    scale = page.page.locator(".frame").bounding_box()["width"] / WIDTH
+    scale = page.frame_box()["width"] / WIDTH
     brush = int(page.page.locator("#brush-value").text_content())
     page.stroke([(0.5, 0.5), (0.5, 0.5)])
     area = (page.mask() > 0).sum()
@@ -143,12 +143,12 @@ def test_alt_takes_away_and_shift_draws_straight_on(page: PageDriver) -> None:
 @pytest.mark.parametrize("way", ["space", "middle button"])
 def test_the_photo_is_dragged_and_nothing_is_drawn(page: PageDriver, way: str) -> None:
     page.press("+", "+", "+")
-    before = page.page.locator(".frame").bounding_box()
+    before = page.frame_box()
     if way == "space":
         page.stroke_with("Space", [(0.5, 0.5), (0.45, 0.46)])
     else:
         page.stroke([(0.5, 0.5), (0.45, 0.46)], button="middle")
-    after = page.page.locator(".frame").bounding_box()
+    after = page.frame_box()
     assert after["width"] == pytest.approx(before["width"])
     assert after["x"] - before["x"] == pytest.approx(-0.05 * before["width"], abs=2)
     assert after["y"] - before["y"] == pytest.approx(-0.04 * before["height"], abs=2)
