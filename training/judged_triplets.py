@@ -46,7 +46,7 @@ from core.readers import open_input
 from core.record import RECORD_SCHEMA, empty_record, image_value, item_seed
 from core.scoring import make_views
 from training.negatives import NegativeSettings, judged_pair
-from training.pair_augmentation import at_depth
+from training.pair_augmentation import are_depths, at_depth, draw_depth
 from training.rough_erasers import ROUGH_ERASERS
 from training.script import exit_status, in_shares, triplets_parser
 from training.tiny_base import CARD
@@ -162,8 +162,7 @@ def deepened(pair: TrainingPair, depths: tuple[float, float], *, seed: int) -> T
     """The pair with its shadow at a depth drawn from these two, log-uniform; the object itself stays as it is."""
     if pair.effect_mask is None:
         return pair
-    low, high = depths
-    depth = low * (high / low) ** float(np.random.default_rng(item_seed(f"depth\0{pair.id}", seed)).random())
+    depth = draw_depth(depths, np.random.default_rng(item_seed(f"depth\0{pair.id}", seed)))
     object_HW = dilate(pair.mask, RIM_PX) > 0
     shadowed = at_depth(_without_object(pair, pair.source), pair.target, (pair.effect_mask > 0) & ~object_HW, depth)
     return replace(pair, source=np.where(object_HW[..., None], pair.source, shadowed))
@@ -252,7 +251,7 @@ def _run(options: argparse.Namespace) -> None:
     if min(options.size, options.processes) < 1:
         raise UsageError("--size and --processes must be at least 1")
     depths = None if options.shadow_depth is None else (options.shadow_depth[0], options.shadow_depth[1])
-    if depths is not None and not 0 < depths[0] <= depths[1] <= 1:
+    if depths is not None and not are_depths(depths):
         raise UsageError(f"--shadow-depth is {depths[0]:g} {depths[1]:g}; allowed are two numbers above 0 to 1, the smaller one first")
     data, output = (storage.normalize_uri(uri) for uri in (options.data, options.output))
     write = partial(write_shards, data, output, options.size, options.seed, options.limit, depths)

@@ -7,6 +7,7 @@ batch or restart it passes through. The steps and ranges are those of ObjectClea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -68,7 +69,7 @@ class PairAugmentation:
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed are 0 (no change) to less than 1")
-        if self.shadow_depth is not None and not (len(self.shadow_depth) == 2 and 0 < self.shadow_depth[0] <= self.shadow_depth[1] <= 1):
+        if self.shadow_depth is not None and not are_depths(self.shadow_depth):
             raise UsageError(f"shadow_depth is {self.shadow_depth}; allowed are two numbers above 0, at most 1, the smaller one first")
         if not 0 <= self.hue <= 128:
             raise UsageError(f"hue is {self.hue}; allowed are 0 (no change) to 128 (any hue)")
@@ -140,8 +141,7 @@ def augment_pair(
     else:
         mask = augment_mask(mask, rng, settings.mask)
     if settings.shadow_depth is not None and effect_mask is not None and not blank:
-        low, high = settings.shadow_depth
-        source = at_depth(source, target, (effect_mask > 0) & (mask == 0), low * (high / low) ** float(rng.random()))
+        source = at_depth(source, target, (effect_mask > 0) & (mask == 0), draw_depth(settings.shadow_depth, rng))
     source, target, *clean = change_colours(source, target, *clean, change=colour)
     if flip:
         source, target, mask, *clean = (np.ascontiguousarray(array[:, ::-1]) for array in (source, target, mask, *clean))
@@ -292,6 +292,17 @@ def _changed(pixels: Pixels, change: ColourChange, pivot: float) -> Pixels:
         hsv[..., 0] = np.mod(hsv[..., 0] + np.float32(change.hue * 360 / 256), np.float32(360))
         values = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.float32, copy=False)
     return np.rint(np.clip(values, 0, 1) * np.float32(255)).astype(np.uint8)
+
+
+def are_depths(depths: Sequence[float]) -> bool:
+    """Whether these are a least and a largest depth of shadows: above 0, at most 1."""
+    return len(depths) == 2 and 0 < depths[0] <= depths[1] <= 1
+
+
+def draw_depth(depths: tuple[float, float], rng: np.random.Generator) -> float:
+    """A depth between these two, log-uniform."""
+    low, high = depths
+    return low * (high / low) ** float(rng.random())
 
 
 def at_depth(source: Pixels, target: Pixels, shadow: NDArray[np.bool_], depth: float) -> Pixels:

@@ -91,17 +91,22 @@ class PageDriver:
 
     def frame_box(self) -> dict[str, float]:
         """Where the photo is on the screen once what was asked for is drawn: x, y, width, height."""
-        self._frame()
+        # it is drawn in the next frame, and the one after it begins when that is done
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         box: dict[str, float] = self.page.locator(".frame").bounding_box()
         return box
 
+    def places(self, points: Sequence[Point]) -> list[Point]:
+        """Points of the photo on the screen."""
+        box = self.frame_box()
+        return [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in points]
+
     def at(self, point: Point) -> Point:
         """A point of the photo on the screen."""
-        box = self.frame_box()
-        return box["x"] + box["width"] * point[0], box["y"] + box["height"] * point[1]
+        return self.places([point])[0]
 
     def stroke(self, points: Sequence[Point], button: str = "left") -> None:
-        first, *rest = [self.at(point) for point in points]
+        first, *rest = self.places(points)
         self.page.mouse.move(*first)
         self.page.mouse.down(button=button)
         for place in rest:
@@ -133,18 +138,12 @@ class PageDriver:
     def wait_status(self, words: str) -> None:
         self.page.wait_for_function("words => document.getElementById('status').textContent.includes(words)", arg=words)
 
-    def _frame(self) -> None:
-        # what was asked for is drawn in the next frame, and the one after it begins when that is done
-        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
     def colour(self, point: Point) -> list[int]:
         """What the screen shows there of photo and results."""
-        self._frame()
         return list(self.page.evaluate(_PIXEL, self.at(point)))
 
     def drawn(self, point: Point) -> bool:
         """Whether the mask on the screen covers the point."""
-        self._frame()
         return bool(self.page.evaluate(_DRAWN, self.at(point)))
 
     def wait_colour(self, point: Point, expected: Sequence[int], tolerance: int = 2) -> None:

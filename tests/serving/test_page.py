@@ -196,9 +196,9 @@ def test_a_phone(browser: Any, server: str, scheme: str) -> None:
             return one.checkVisibility() && (box.width < 36 || box.height < 36);
         }).map(one => one.id)""")
         assert small == []
-        before = page.page.locator(".frame").bounding_box()
+        before = page.frame_box()
         _pinch(page)
-        after = page.page.locator(".frame").bounding_box()
+        after = page.frame_box()
         assert after["width"] > 1.5 * before["width"]
         assert page.enabled("undo-erase")
         assert not page.drawn((0.5, 0.5))  # a pinch draws nothing
