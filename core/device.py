@@ -20,6 +20,11 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device has arithmetic for bfloat16: a GPU, or a processor with AVX-512 or AMX for it. Others imitate it, slowly."""
+    return device.type != "cpu" or any(has and name.endswith("bf16") for name, has in torch.cpu.get_capabilities().items())
+
+
 def pick_device(device: str) -> torch.device:
     """The torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from core import storage
+from core.device import has_bfloat16
 from core.errors import CleanplateError
 from core.record import item_seed
 from training.averaging import WeightAverage
@@ -117,6 +118,8 @@ class TrainerLoop:
         average = WeightAverage(parameters, loop.ema_decay) if loop.ema_decay is not None else None
         if checkpoint is not None:
             self._restore(checkpoint, parallel, dict(parameters), optimiser, average)
+        if loop.precision == "bfloat16" and not has_bfloat16(session.device):
+            log.warning("this processor has no bfloat16 and imitates it, which takes several times as long: set loop.precision float32")
         peak = peak_flops(session.device, torch.bfloat16 if loop.precision == "bfloat16" else torch.float32)
         meter = Meter(None if peak is None else peak * session.world_size, METER_WINDOW)
         with BackgroundSaver(self.store) as saver:

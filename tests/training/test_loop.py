@@ -201,8 +201,11 @@ def test_sizes_and_aspects_are_mixed_in_one_run(model: str, tmp_path: Path) -> N
     assert all(np.isfinite(loss) for _, loss, _ in losses(str(tmp_path / "out")))
 
 
-def test_objectclear_trains_in_half_precision_with_gradient_checkpointing(data: str, tmp_path: Path) -> None:
+def test_objectclear_trains_in_half_precision_with_gradient_checkpointing(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The attention loss stays, and has a gradient: the token's fuse module is trained, and what is saved is used as it was trained."""
+    monkeypatch.setattr("training.loop.has_bfloat16", lambda _: False)
     model = str(write_objectclear(tmp_path / "model", prompt_file=True))
     exact = settings_for("remover", model, steps=3, validate_every=0, ema_decay=None)
     token = replace(exact.remover, conditioning="full", object_token="frame", attention_weight=0.5)
@@ -210,6 +213,7 @@ def test_objectclear_trains_in_half_precision_with_gradient_checkpointing(data: 
     light = replace(exact, loop=replace(exact.loop, precision="bfloat16", gradient_checkpointing=True))
     for name, settings in (("exact", exact), ("light", light)):
         train_locally(settings, data, str(tmp_path / name), device="cpu")
+        assert ("set loop.precision float32" in caplog.text) is (name == "light")
     for one, other in zip(lines(str(tmp_path / "exact")), lines(str(tmp_path / "light")), strict=True):
         assert one["attention"] > 0
         assert other["loss"] == pytest.approx(one["loss"], rel=0.05)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from training import muon
 from training.muon import Muon, orthogonal
 
 SETTINGS = {"lr": 0.02, "weight_decay": 0.1}
@@ -28,7 +29,8 @@ def start(*shape: int) -> nn.Parameter:
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (8, 20), (20, 8)])
-def test_matrices_step_as_with_pytorchs_muon(shape: tuple[int, int]) -> None:
+def test_matrices_step_as_with_pytorchs_muon(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "has_bfloat16", lambda _: True)  # PyTorch's is in bfloat16 everywhere
     ours, theirs = start(*shape), start(*shape)
     reference = torch.optim.Muon([theirs], **SETTINGS, adjust_lr_fn="match_rms_adamw")
     torch.testing.assert_close(stepped(Muon([ours], **SETTINGS), ours), stepped(reference, theirs))
@@ -47,14 +49,26 @@ def test_what_is_no_matrix_steps_as_with_adamw(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(stepped(Muon([ours], **SETTINGS), ours), stepped(reference, theirs))
 
 
-def test_singular_values_become_about_one() -> None:
+@pytest.mark.parametrize("has", [True, False])
+def test_singular_values_become_about_one(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """At first they differ by a factor of a hundred."""
+    monkeypatch.setattr(muon, "has_bfloat16", lambda _: has)
     rows, columns = (torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(seed)))[0] for seed in (2, 3))
     matrix = rows @ torch.diag(torch.logspace(0, -2, 12)) @ columns
     found = torch.linalg.svdvals(orthogonal(matrix))
     assert float(found.min()) > 0.5
     assert float(found.max()) < 1.3
     assert not orthogonal(torch.zeros(5, 7)).any()
+
+
+def test_without_bfloat16_the_direction_is_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = start(9, 14).detach()
+    found = []
+    for has in (True, False):
+        monkeypatch.setattr(muon, "has_bfloat16", lambda _, has=has: has)
+        found.append(orthogonal(matrix))
+    assert not torch.equal(*found)
+    torch.testing.assert_close(*found, atol=0.02, rtol=0.05)
 
 
 def test_a_restored_state_goes_on_as_if_it_had_not_stopped() -> None:
