@@ -33,11 +33,10 @@ def build_objective(settings: TrainSettings, device: torch.device | str = "cpu")
         # before a discriminator copies the trunk
         parts.unet.enable_gradient_checkpointing()
     side = settings.data.sizes[0]
-    augmentation = settings.data.augmentation
-    if parts.card.texture == "network" and (augmentation.shadow_depth is not None or augmentation.fill != "none"):
+    if settings.data.augmentation.shadow_depth is not None and parts.card.texture == "network":
         raise UsageError(
-            f"data.augmentation has shadow_depth or fill, for data whose holes are filled already, and the card of {settings.model} has "
-            "texture network, which is trained on photos with their objects: set shadow_depth to null and fill to none"
+            f"data.augmentation.shadow_depth is set, for data whose holes are filled already, and the card of {settings.model} has "
+            "texture network, which is trained on photos with their objects: set it to null"
         )
     if settings.objective == "discriminator":
         weight = settings.discriminator.defect_weight

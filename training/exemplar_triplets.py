@@ -2,13 +2,12 @@
 
 Such a model (``texture`` of its card) is shown the photo with the hole filled from around it (``core.exemplar``), and has to say what else
 must change: the shadow beside the hole, and the shadow that was copied into it. Its training picture is therefore the filled source, and
-its answer is the clean plate filled from the very same places: both differ by the effects of the object and by nothing else, so that there
-is one right answer, and a small network need not average over many. The clean plate as it is goes along: it knows the tone that the fill
-should have (``data.augmentation.fill``).
+its target is the clean plate filled from the very same places: both differ by the effects of the object and by nothing else, so that there
+is one right answer, and a small network need not average over many.
 
 Each triplet gives as many views as are asked for, cropped by the rule of inference at contexts drawn from a range, and all but the first
-in changed colours. The output is a folder with source/, mask/, erased/ (the clean plate, filled), target/ (the clean plate) and
-effect_mask/, which ``cleanplate train`` reads.
+in changed colours (encoded views cannot be changed later on). The output is a folder with source/, mask/, target/ and effect_mask/, which
+``cleanplate train`` and ``cleanplate encode`` read.
 """
 
 from __future__ import annotations
@@ -47,12 +46,11 @@ CONTEXTS: Final = (1.8, 5.0)
 COLOURS: Final = PairAugmentation(brightness=0.3, contrast=0.2, saturation=0.4, hue=20)
 FINENESS: Final = 1.5
 """Side at which holes are filled over that of the views. A finer fill costs its area in time, and the network would not see it."""
-ROLES: Final = ("source", "mask", "erased", "target", "effect_mask")
+ROLES: Final = ("source", "mask", "target", "effect_mask")
 
 
 def exemplar_view(triplet: TrainingPair, rule: CropRule) -> TrainingPair:
-    """The triplet as the network is to see it, (S, S[, 3]): the hole of source and target filled from the same places of each; ``clean`` is
-    the target unfilled.
+    """The triplet as the network is to see it, (S, S[, 3]): the hole of source and target filled from the same places of each.
 
     Args:
         rule: of the model; whether it takes its texture from the photo does not matter here.
@@ -66,8 +64,7 @@ def exemplar_view(triplet: TrainingPair, rule: CropRule) -> TrainingPair:
     source, target = (at_size(filled, size) for filled in complete_alike(views[0], views[1:], hole))
     effects = triplet.mask if triplet.effect_mask is None else triplet.effect_mask
     effect_mask = np.maximum((view_of(effects, crop, size) > 127) * np.uint8(255), crop.mask)
-    clean = at_size(views[1], size)
-    return TrainingPair(id=triplet.id, source=source, target=target, mask=crop.mask, effect_mask=effect_mask, clean=clean)
+    return TrainingPair(id=triplet.id, source=source, target=target, mask=crop.mask, effect_mask=effect_mask)
 
 
 def write_views(data: str, output: Path, size: int, views: int, seed: int, limit: int | None, share: tuple[int, int]) -> int:
@@ -90,18 +87,16 @@ def write_views(data: str, output: Path, size: int, views: int, seed: int, limit
                 rule = replace(crop_rule(replace(CARD, size=size)), context=context)
                 seen = exemplar_view(pair, rule)
                 if view:  # the first one is in the photo's own colours
-                    answers = [seen.target, *([] if seen.clean is None else [seen.clean])]
-                    source, *answers = change_colours(seen.source, *answers, change=draw_colour(COLOURS, rng))
-                    seen = replace(seen, source=source, target=answers[0], clean=answers[-1])
+                    source, target = change_colours(seen.source, seen.target, change=draw_colour(COLOURS, rng))
+                    seen = replace(seen, source=source, target=target)
                 _write(seen, output, name)
             done += 1
     return done
 
 
 def _write(triplet: TrainingPair, output: Path, name: str) -> None:
-    pictures = {"erased": triplet.target, "target": triplet.clean}
     for role in ROLES:
-        pixels = pictures.get(role, getattr(triplet, role, None))
+        pixels = getattr(triplet, role)
         data = encode_image(pixels) if pixels.ndim == 3 else encode_mask(pixels)
         partial_file = output / role / f".{name}"
         partial_file.write_bytes(data)
@@ -112,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = triplets_parser("training.exemplar_triplets", __doc__)
-    parser.add_argument("--output", type=Path, required=True, help=f"gets {', '.join(f'{role}/' for role in ROLES)}")
+    parser.add_argument("--output", type=Path, required=True, help="gets source/, mask/, target/ and effect_mask/")
     parser.add_argument("--size", type=int, default=CARD.size, help="side of the views in pixels")
     parser.add_argument("--views", type=int, default=1, help="views of each triplet")
     options = parser.parse_args(argv)

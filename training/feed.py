@@ -229,7 +229,7 @@ class ShareMaker:
     ) -> tuple[TrainingPair, ItemMoments | None]:
         settings, flags_N = self.settings, self.order.index.flags_N
         judged = settings.judged and bool(flags_N[item] & JUDGED)
-        pair = self._decoded(item, "erased" if judged or settings.augmentation.fill != "none" else "target", records)
+        pair = self._decoded(item, "erased" if judged else "target", records)
         if settings.judged and not judged:
             other = self._decoded(neighbour, "target", records) if neighbour != item and flags_N[neighbour] & TARGET else None
             for attempt in range(JUDGEMENT_TRIES):
@@ -260,8 +260,7 @@ class ShareMaker:
     def _decoded(self, item: int, answer: AnswerColumn, records: Records) -> TrainingPair:
         record = records[item] if item in records else self._record(item)
         settings = self.settings
-        clean_plate = settings.clean_plates or settings.augmentation.fill == "tone"
-        return training_pair(record, answer=answer, clean_plate=clean_plate, max_megapixels=settings.max_megapixels)
+        return training_pair(record, answer=answer, clean_plate=settings.clean_plates, max_megapixels=settings.max_megapixels)
 
     def _record(self, item: int) -> dict[str, Any]:
         index = self.order.index

@@ -72,15 +72,13 @@ def latent_settings(settings: TrainSettings) -> LatentSettings | None:
 
 
 def check_augmentation(augmentation: PairAugmentation) -> None:
-    """Raises UsageError where colours, shadows or the answer are changed, of which a cache knows nothing."""
+    """Raises UsageError where colours or shadows are changed, of which a cache knows nothing."""
     changed = [f"{name} {getattr(augmentation, name)}" for name in _CHANGING if getattr(augmentation, name)]
     if changed:
         raise UsageError(
             f"data.latents takes pictures as they were encoded, and data.augmentation changes colours or light ({', '.join(changed)}): "
             "set these to 0 (shadow_depth to null), or latents to false"
         )
-    if augmentation.fill != "none":
-        raise UsageError(f"data.latents has the clean plate's latents, and data.augmentation.fill is {augmentation.fill}: latents to false")
 
 
 def draw_choice(item_id: str, augmentation: PairAugmentation, *, seed: int, epoch: int) -> Choice:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,17 +24,11 @@ from core.relighting import multiplied
 from training.mask_augmentation import MaskAugmentation, augment_mask
 from training.triplets import TrainingPair
 
-FillAnswer = Literal["none", "light", "tone"]
-"""What pairs whose holes are filled already answer with: nothing, there are none; light alone; light, and the tone of the fill, too."""
 _CROP_TRIES: Final = 8
 _LEAST_DEPTH: Final = 0.01
 _DEPTH_FACTORS: Final = (0.5, 6.0)
 _DARKEST: Final = -1.0
 _ROUNDING_BLUR: Final = 0.7
-_TONE_BLUR: Final = 1 / 32
-"""Sigma, as a share of the side, below which everything is the fill's."""
-_TONE_RANGE: Final = 1.5
-"""How much brighter or darker its tone may make a place, as a factor; what differs more is another thing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +44,6 @@ class PairAugmentation:
         shadow_depth: least and largest depth that a shadow is given, log-uniform; None: shadows stay as they are. The depth is the mean of
             |log(source / target)| over what of the effect mask lies outside the object mask. For pairs that differ by light alone, with
             the holes of both filled already (``training.exemplar_triplets``).
-        fill: for such pairs ``light``: the answer is the clean plate, filled as the source is (the record's ``erased``); or ``tone``: that,
-            with the tone of the clean plate (the record's ``target``) in its hole.
         mask: changes of the object mask.
 
     Raises:
@@ -66,7 +58,6 @@ class PairAugmentation:
     hue: int = 15
     blank: float = 0.0
     shadow_depth: tuple[float, float] | None = None
-    fill: FillAnswer = "none"
     mask: MaskAugmentation = field(default_factory=MaskAugmentation)
 
     def __post_init__(self) -> None:
@@ -80,8 +71,6 @@ class PairAugmentation:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed are 0 (no change) to less than 1")
         if self.shadow_depth is not None and not are_depths(self.shadow_depth):
             raise UsageError(f"shadow_depth is {self.shadow_depth}; allowed are two numbers above 0, at most 1, the smaller one first")
-        if self.fill not in get_args(FillAnswer):
-            raise UsageError(f"fill is {self.fill}; allowed are {', '.join(get_args(FillAnswer))}")
         if not 0 <= self.hue <= 128:
             raise UsageError(f"hue is {self.hue}; allowed are 0 (no change) to 128 (any hue)")
 
@@ -153,10 +142,6 @@ def augment_pair(
         mask = augment_mask(mask, rng, settings.mask)
     if settings.shadow_depth is not None and effect_mask is not None and not blank:
         source = at_depth(source, target, (effect_mask > 0) & (mask == 0), draw_depth(settings.shadow_depth, rng))
-    if settings.fill == "tone" and not blank:
-        if not clean:
-            raise UsageError(f"training pair {pair.id} has no clean plate beside its answer; it says which tone a fill should have")
-        target = in_tone(target, clean[0], mask > 0)
     source, target, *clean = change_colours(source, target, *clean, change=colour)
     if flip:
         source, target, mask, *clean = (np.ascontiguousarray(array[:, ::-1]) for array in (source, target, mask, *clean))
@@ -339,16 +324,3 @@ def at_depth(source: Pixels, target: Pixels, shadow: NDArray[np.bool_], depth: f
         return source
     factor = np.float32(np.clip(depth / own, *_DEPTH_FACTORS))
     return multiplied(values, np.exp((factor - 1) * np.maximum(light, _DARKEST)))
-
-
-def in_tone(filled: Pixels, clean: Pixels, hole: NDArray[np.bool_]) -> Pixels:
-    """The filled picture with the low frequencies of the clean plate in its hole, (H, W, 3) uint8, equal to ``filled`` outside it.
-
-    Args:
-        filled, clean: (H, W, 3) uint8, equal outside the hole.
-        hole: (H, W), True where it was filled.
-    """
-    sigma = max(0.5, filled.shape[0] * _TONE_BLUR)
-    ours, theirs = (cv2.GaussianBlur(picture.astype(np.float32) + 1, (0, 0), sigma) for picture in (clean, filled))
-    factor = np.clip(ours / theirs, 1 / _TONE_RANGE, _TONE_RANGE)
-    return np.where(hole[..., None], multiplied(filled, factor), filled)

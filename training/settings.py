@@ -146,8 +146,6 @@ class TrainSettings:
             raise UsageError(f"a discriminator looks at one square size; data.sizes is {self.data.sizes}, aspects {self.data.aspects}")
         if self.objective == "discriminator" and self.data.augmentation.shadow_depth is not None:
             raise UsageError("data.augmentation.shadow_depth is for removers; judgements of a picture do not hold once its shadows change")
-        if self.objective == "discriminator" and self.data.augmentation.fill != "none":
-            raise UsageError("data.augmentation.fill is for removers; a discriminator takes judged erasures as they are: set it to none")
         if self.data.latents:
             check_augmentation(self.data.augmentation)
             if len(self.data.sizes) > 1 or self.data.aspects:

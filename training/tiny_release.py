@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 FACTS: Final[dict[str, Any]] = {
     "licence": "Apache-2.0",
-    "trained_by": "cleanplate train, recipes tiny-remover, tiny-remover-second, tiny-remover-third, tiny-lcm and tiny-discriminator",
+    "trained_by": "cleanplate train, recipes tiny-remover, tiny-remover-second, tiny-lcm and tiny-discriminator",
 }
 BASE_FOLDER: Final = "base"
 UNET_FILE: Final = "diffusion_pytorch_model.safetensors"

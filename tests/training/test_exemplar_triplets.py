@@ -47,11 +47,6 @@ def test_both_pictures_are_filled_from_the_same_places() -> None:
     assert difference[inside].min() >= -3
     shadow = (view.effect_mask > 0) & (view.mask == 0)
     assert difference[shadow].mean() > 30
-    # the clean plate goes along, the same but for the hole
-    assert view.clean is not None
-    outside = cv2.dilate(view.mask, np.ones((5, 5), np.uint8)) == 0
-    np.testing.assert_array_equal(view.clean[outside], view.target[outside])
-    assert (view.clean[inside] != view.target[inside]).any()
 
 
 def test_the_network_sees_at_inference_what_it_saw_in_training() -> None:
@@ -77,11 +72,6 @@ def test_the_command_writes_views_and_goes_on_where_it_was_stopped(triplets: Pat
     first = decode_photo((output / "source" / "1-0.png").read_bytes()).pixels
     assert first.shape == (64, 64, 3)
     assert not np.array_equal(first, decode_photo((output / "source" / "1-1.png").read_bytes()).pixels), "both views are one"
-    read = {role: decode_photo((output / role / "1-1.png").read_bytes()).pixels for role in ("source", "erased", "target")}
-    masked = cv2.imread(str(output / "mask" / "1-1.png"), cv2.IMREAD_GRAYSCALE) > 0
-    assert (read["erased"][masked].mean(), read["target"][masked].mean()) > (read["source"][masked].mean(),) * 2
-    outside = cv2.dilate(masked.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
-    np.testing.assert_array_equal(read["erased"][outside], read["target"][outside])  # colours changed alike
     before = {path: path.read_bytes() for path in output.rglob("*.png")}
     gone = output / "effect_mask" / "2-1.png"
     gone.unlink()

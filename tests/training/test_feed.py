@@ -12,13 +12,12 @@ import ray
 from core.errors import ItemError, UsageError
 from core.images import encode_image
 from core.record import image_value
-from tests.training.support import triplet, write_triplet_files, write_triplets
+from tests.training.support import triplet, write_triplets
 from training.feed import FeedSettings, Share, ShareMaker, ThreadFeed, held_out_batches
 from training.index import Selection, read_index
 from training.order import Bucket, TrainingOrder, make_buckets
-from training.pair_augmentation import FillAnswer, PairAugmentation
+from training.pair_augmentation import PairAugmentation
 from training.ray_feed import FeedPlan, RayFeed
-from training.triplets import training_pair
 
 SETTINGS = FeedSettings(augmentation=PairAugmentation(size=64), seed=3)
 SQUARE = (Bucket(64, 64),)
@@ -150,32 +149,6 @@ def test_judged_items_bring_their_clean_plates_where_they_are_known(tmp_path: Pa
     without = maker(folder, batch=12, settings=dataclasses.replace(plain, clean_plates=False)).share(0, slice(None))
     assert without.clean is None
     np.testing.assert_array_equal(without.target, share.target)
-
-
-def test_filled_items_answer_with_their_light_or_with_their_tone_too(tmp_path: Path) -> None:
-    pairs = [training_pair(triplet(number)) for number in range(4)]
-    folder = write_triplet_files(tmp_path / "data", pairs)
-    (folder / "erased").mkdir()
-    for number, pair in enumerate(pairs):
-        filled = np.where(pair.mask[..., None] > 0, pair.target // 10 * 9, pair.target)
-        (folder / "erased" / f"{number}.png").write_bytes(encode_image(filled))
-    plain = PairAugmentation(size=64, flip=0, brightness=0, contrast=0, saturation=0, hue=0)
-
-    def answers(fill: FillAnswer) -> Share:
-        augmentation = dataclasses.replace(plain, fill=fill)
-        return maker(str(folder), settings=FeedSettings(augmentation=augmentation, seed=3)).share(0, slice(None))
-
-    none, light, tone = answers("none"), answers("light"), answers("tone")
-    inside = none.mask > 0
-    for other in (light, tone):
-        np.testing.assert_array_equal(other.source, none.source)
-        np.testing.assert_array_equal(other.target[~inside], none.target[~inside])
-        assert other.clean is None  # which is for discriminators
-    means = [float(share.target[inside].mean()) for share in (light, tone, none)]
-    assert means[0] < 0.95 * means[2]
-    assert means[0] < means[1] <= 1.01 * means[2]
-    (folder / "erased" / "2.png").unlink()
-    assert "has no erased" in " ".join(answers("tone").problems)
 
 
 def test_validation_is_always_on_the_same_pictures(data: str) -> None:

@@ -196,8 +196,6 @@ def test_a_cache_that_does_not_fit_is_refused_in_one_line(cache: str, tmp_path: 
         FeedSettings(augmentation=dataclasses.replace(PLAIN, hue=9), latents=made.settings.latents)
     with pytest.raises(UsageError, match="shadow_depth to null"):
         FeedSettings(augmentation=dataclasses.replace(PLAIN, shadow_depth=(0.1, 0.2)), latents=made.settings.latents)
-    with pytest.raises(UsageError, match="fill is tone"):
-        FeedSettings(augmentation=dataclasses.replace(PLAIN, fill="tone"), latents=made.settings.latents)
 
 
 def test_what_a_training_takes_follows_from_its_settings(tmp_path: Path) -> None:

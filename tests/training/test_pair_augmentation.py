@@ -28,7 +28,6 @@ from training.pair_augmentation import (
     change_colours,
     draw_colour,
     draw_window,
-    in_tone,
     mask_view,
     pair_generator,
     picture_view,
@@ -296,49 +295,6 @@ def test_depths_are_drawn_for_each_item_and_epoch_and_leave_the_target() -> None
     np.testing.assert_array_equal(again.source, drawn[2].source)
 
 
-def toned_pair() -> tuple[TrainingPair, np.ndarray]:
-    """A pair with a shadow whose fill is a tenth too dark, with the clean plate, and where its hole is."""
-    pair, _ = shaded_pair(0.15)
-    hole = pair.mask > 0
-    darker = np.rint((pair.target + 1.0) * np.where(hole[..., None], 0.9, 1.0) - 1).clip(0, 255).astype(np.uint8)
-    shaded = np.where(hole[..., None], np.rint(pair.source * 0.9), pair.source).astype(np.uint8)
-    return replace(pair, source=shaded, target=darker, clean=pair.target), hole
-
-
-def test_a_fill_gets_the_tone_of_the_clean_plate_and_keeps_its_texture() -> None:
-    pair, hole = toned_pair()
-    assert pair.clean is not None
-    toned = in_tone(pair.target, pair.clean, hole)
-    np.testing.assert_array_equal(toned[~hole], pair.target[~hole])
-    deep = cv2.erode(hole.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
-    assert deep.any()
-    assert (pair.clean[deep].astype(float) / np.maximum(pair.target[deep], 1)).mean() > 1.08
-    assert (pair.clean[deep].astype(float) + 1).mean() / (toned[deep].astype(float) + 1).mean() == pytest.approx(1, abs=0.01)
-    # what differs much is another thing, and is brought no nearer than by half as much again
-    bright, dark = np.full_like(pair.target, 200), np.full_like(pair.target, 20)
-    assert in_tone(dark, bright, np.ones_like(hole)).max() == round(21 * 1.5 - 1)
-    # texture of another kind, of the same tone, is left as it is
-    fine = (np.indices(hole.shape).sum(axis=0) % 2 * 60 + 80)[..., None].repeat(3, 2).astype(np.uint8)
-    flat = np.full_like(fine, 110)
-    assert np.abs(in_tone(fine, flat, hole).astype(int) - fine).max() <= 2
-
-
-def test_only_a_fill_whose_tone_is_asked_for_gets_it() -> None:
-    pair, _ = toned_pair()
-    rule = replace(PLAIN, size=150, shadow_depth=(0.2, 0.2))
-    light, tone = (augment_pair(pair, replace(rule, fill=fill), seed=3, epoch=0) for fill in ("light", "tone"))  # type: ignore[arg-type]
-    np.testing.assert_array_equal(light.source, tone.source)  # shadows get their depth from the light alone
-    hole = tone.mask > 0
-    np.testing.assert_array_equal(light.target[~hole], tone.target[~hole])
-    assert tone.clean is not None
-    np.testing.assert_array_equal(tone.target, in_tone(light.target, tone.clean, hole))
-    assert tone.target[hole].mean() > 1.05 * light.target[hole].mean()
-    blank = augment_pair(pair, replace(rule, fill="tone", blank=1.0), seed=3, epoch=0)
-    np.testing.assert_array_equal(blank.source, blank.target)
-    with pytest.raises(UsageError, match="no clean plate beside its answer"):
-        augment_pair(replace(pair, clean=None), replace(rule, fill="tone"), seed=3, epoch=0)
-
-
 def test_the_effect_mask_is_never_grown() -> None:
     grown = augment_pair(made_pair(), replace(PLAIN, mask=HAND_DRAWN), seed=0, epoch=0)
     plain = augment_pair(made_pair(), PLAIN, seed=0, epoch=0)
@@ -379,7 +335,6 @@ def test_real_samples_stay_whole() -> None:
         ({"shadow_depth": (0.0, 0.3)}, "two numbers above 0"),
         ({"shadow_depth": (0.1,)}, "two numbers above 0"),
         ({"shadow_depth": (0.4, 0.3)}, "the smaller one first"),
-        ({"fill": "dark"}, "fill is dark; allowed are none, light, tone"),
     ],
 )
 def test_settings_are_checked(values: dict[str, Any], words: str) -> None:

@@ -40,7 +40,6 @@ OF: dict[str, tuple[ObjectiveName, ...]] = {
     "tiny-lcm": ("lcm",),
     "tiny-remover": ("remover",),
     "tiny-remover-second": ("remover",),
-    "tiny-remover-third": ("remover",),
 }
 """Every recipe that is shipped, and what it is for."""
 def written(folder: Path, name: str, text: str) -> str:
@@ -143,7 +142,7 @@ def test_mixed_is_rorem_at_more_sizes_and_nothing_else() -> None:
     assert load_recipe("rorem-mixed", "remover").as_dict() == changed
 
 
-@pytest.mark.parametrize("name", ["tiny-remover", "tiny-remover-second", "tiny-remover-third", "tiny-lcm", "tiny-discriminator"])
+@pytest.mark.parametrize("name", ["tiny-remover", "tiny-remover-second", "tiny-lcm", "tiny-discriminator"])
 def test_the_embedded_models_train_on_a_cpu(name: str) -> None:
     found = load_recipe(name, OF[name][0])
     assert (found.data.sizes, found.data.batch_size, found.optimiser.schedule) == ((CARD.size,), 16, "cosine")
@@ -236,7 +235,6 @@ def test_a_discriminator_of_several_sizes_is_refused() -> None:
 def test_a_discriminator_with_other_shadows_than_were_judged_is_refused() -> None:
     line = refused("discriminator", "discriminator", {"data.augmentation.shadow_depth": [0.1, 0.3]})
     assert "shadow_depth is for removers" in line
-    assert "fill is for removers" in refused("discriminator", "discriminator", {"data.augmentation.fill": "tone"})
 
 
 def test_many_wrong_names_are_counted() -> None:
