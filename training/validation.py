@@ -25,7 +25,7 @@ from core.errors import UsageError
 from core.images import Pixels
 from core.masks import dilate, soft_mask
 from core.model_card import ModelCard, resolve_card
-from core.remover import Remover
+from core.remover import Erased, Remover
 from training.contact_sheet import contact_sheet, marked
 from training.discriminator import CalibrationKind, DiscriminatorObjective
 from training.lcm import LcmObjective
@@ -198,16 +198,19 @@ def pictures(objective: Objective, batch: Batch, seeds: Sequence[int] | None = N
     device = batch.source_BHW3.device
     with evaluating(objective), _own_processors(parts.unet), torch.autocast(device.type, enabled=False):
         remover = _remover(parts, card)
-        erased = remover.erase(batch.source_BHW3, torch.from_numpy(grown_BHW).to(device), seeds or batch.item_seeds(None))
-        fill_BHW3 = erased.pixels_BHW3.cpu().numpy()
-        softs = [None] * len(batch) if erased.soft_BHW is None else list(erased.soft_BHW.cpu().numpy())
+        grown, given = torch.from_numpy(grown_BHW).to(device), seeds or batch.item_seeds(None)
+        # one by one on a CPU, as there at inference: some processors' kernels depend on the size of the batch
+        size = 1 if device.type == "cpu" else len(batch)
+        parted = [slice(start, start + size) for start in range(0, len(batch), size)]
+        erased = [remover.erase(batch.source_BHW3[part], grown[part], given[part]) for part in parted]
+    fills = [Fill(picture, soft) for each in erased for picture, soft in zip(each.pixels_BHW3.cpu().numpy(), _softs(each), strict=True)]
     feather = crop_rule(card).feather_px
     results = []
-    for source, mask, fill, soft in zip(source_BHW3, grown_BHW, fill_BHW3, softs, strict=True):
+    for source, mask, fill in zip(source_BHW3, grown_BHW, fills, strict=True):
         # data for a card that takes its texture from the photo have their holes filled already (training.exemplar_triplets)
         plate = None if card.texture == "network" else source
         crop = Crop(source, mask, soft_mask(mask, feather), 0, 0, height, card.match_tone, plate, card.texture)
-        results.append(paste(source, crop, Fill(fill, soft)))
+        results.append(paste(source, crop, fill))
     targets = list(batch.target_BHW3.cpu().numpy())
     rows = [
         [source, marked(source, mask), result, target]
@@ -219,6 +222,10 @@ def pictures(objective: Objective, batch: Batch, seeds: Sequence[int] | None = N
         known_B = np.ones(len(batch), bool) if batch.has_effect_B is None else batch.has_effect_B.cpu().numpy()
         metrics["psnr_effect"] = _mean_psnr(results, targets, list(effect_BHW & known_B[:, None, None]))
     return ValidationSheet(contact_sheet(rows), {name: value for name, value in metrics.items() if value is not None})
+
+
+def _softs(erased: Erased) -> list[np.ndarray | None]:
+    return [None] * len(erased.pixels_BHW3) if erased.soft_BHW is None else list(erased.soft_BHW.cpu().numpy())
 
 
 def card_in_force(objective: RemoverObjective | LcmObjective) -> ModelCard:
