@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
+@cache
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device has arithmetic for bfloat16: a GPU, or a processor with AVX-512 or AMX for it. Others imitate it, slowly."""
     return device.type != "cpu" or any(has and name.endswith("bf16") for name, has in torch.cpu.get_capabilities().items())

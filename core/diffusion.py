@@ -138,10 +138,7 @@ class DiffusionEraser(Eraser):
 
     def _fill_batch(self, crops: list[Crop], seeds: list[int]) -> list[Fill]:
         source_BHW3, mask_BHW = (self._on_device([getattr(crop, name) for crop in crops]) for name in ("pixels", "mask"))
-        erased = self.remover.erase(source_BHW3, mask_BHW, seeds)
-        pixels = erased.pixels_BHW3.cpu().numpy()
-        softs = [None] * len(crops) if erased.soft_BHW is None else list(erased.soft_BHW.cpu().numpy())
-        return [Fill(picture, soft) for picture, soft in zip(pixels, softs, strict=True)]
+        return self.remover.erase(source_BHW3, mask_BHW, seeds).fills()
 
     def _on_device(self, arrays: list[np.ndarray]) -> torch.Tensor:
         """One uint8 batch on the device: a quarter of the bytes of float32, copied from pinned memory without waiting."""

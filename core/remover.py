@@ -24,6 +24,7 @@ from core.conditioning import (
     mask_batch,
     pixel_batch,
 )
+from core.crops import Fill
 from core.errors import UsageError
 from core.fusion import attention_soft_mask
 from core.model_card import ModelCard
@@ -49,6 +50,12 @@ class Erased:
     soft_BHW: torch.Tensor | None
     latents_BLhw: torch.Tensor
     calls: int
+
+    def fills(self) -> list[Fill]:
+        """What ``core.crops.paste`` takes, one a picture, in the machine's memory."""
+        pictures = list(self.pixels_BHW3.cpu().numpy())
+        softs = [None] * len(pictures) if self.soft_BHW is None else list(self.soft_BHW.cpu().numpy())
+        return [Fill(picture, soft) for picture, soft in zip(pictures, softs, strict=True)]
 
 
 class Remover:

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from core.calibration import cross_entropy, expected_calibration_error, fit_isotonic, fit_temperature, sigmoid
-from core.crops import Crop, Fill, paste
+from core.crops import Crop, paste
 from core.diffusion import crop_rule
 from core.eraser import EraserSettings
 from core.errors import UsageError
 from core.images import Pixels
 from core.masks import dilate, soft_mask
 from core.model_card import ModelCard, resolve_card
-from core.remover import Erased, Remover
+from core.remover import Remover
 from training.contact_sheet import contact_sheet, marked
 from training.discriminator import CalibrationKind, DiscriminatorObjective
 from training.lcm import LcmObjective
@@ -202,8 +202,7 @@ def pictures(objective: Objective, batch: Batch, seeds: Sequence[int] | None = N
         # one by one on a CPU, as there at inference: some processors' kernels depend on the size of the batch
         size = 1 if device.type == "cpu" else len(batch)
         parted = [slice(start, start + size) for start in range(0, len(batch), size)]
-        erased = [remover.erase(batch.source_BHW3[part], grown[part], given[part]) for part in parted]
-    fills = [Fill(picture, soft) for each in erased for picture, soft in zip(each.pixels_BHW3.cpu().numpy(), _softs(each), strict=True)]
+        fills = [fill for part in parted for fill in remover.erase(batch.source_BHW3[part], grown[part], given[part]).fills()]
     feather = crop_rule(card).feather_px
     results = []
     for source, mask, fill in zip(source_BHW3, grown_BHW, fills, strict=True):
@@ -222,10 +221,6 @@ def pictures(objective: Objective, batch: Batch, seeds: Sequence[int] | None = N
         known_B = np.ones(len(batch), bool) if batch.has_effect_B is None else batch.has_effect_B.cpu().numpy()
         metrics["psnr_effect"] = _mean_psnr(results, targets, list(effect_BHW & known_B[:, None, None]))
     return ValidationSheet(contact_sheet(rows), {name: value for name, value in metrics.items() if value is not None})
-
-
-def _softs(erased: Erased) -> list[np.ndarray | None]:
-    return [None] * len(erased.pixels_BHW3) if erased.soft_BHW is None else list(erased.soft_BHW.cpu().numpy())
 
 
 def card_in_force(objective: RemoverObjective | LcmObjective) -> ModelCard:

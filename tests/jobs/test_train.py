@@ -53,6 +53,22 @@ def smoke(objective: str, data: str, output: Path, *more: str) -> dict[str, Any]
     return finished
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_two_workers_train_a_remover_that_clean_loads(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    remover = tmp_path / "remover"
+    summary = smoke("remover", data, remover)
+    assert (summary["workers"], summary["steps"], len(lines(remover))) == (2, 6, 6)
+    assert json.loads(capsys.readouterr().out)["already_finished"] is False
+    call = ["clean", "--input", str(SAMPLES), "--output", str(tmp_path / "cleaned"), "--model", str(remover), "--discriminator", "none"]
+    assert main([*call, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["in"], summary["out"]) == (12, 12)
+    # the same command again does nothing
+    smoke("remover", data, remover)
+    assert json.loads(capsys.readouterr().out)["already_finished"] is True
+
+
 @pytest.mark.usefixtures("cluster")
 def test_two_workers_train_all_three_and_clean_and_diffusers_load_what_comes_out(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
